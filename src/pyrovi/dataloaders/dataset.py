@@ -1,0 +1,198 @@
+"""The fields of a registered AnnData as a torch Dataset: one slice per minibatch."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.dataloaders.rows import Rows, as_rows
+from pyrovi.errors import DataError, MissingKeyError
+
+if TYPE_CHECKING:
+    from pyrovi.data import AnnDataManager
+
+
+class AnnTorchDataset(Dataset[dict[str, Any]]):
+    """Rows of the registered fields of an AnnData or MuData.
+
+    Indexing takes a whole minibatch at once. Fields of observations are sliced in the order asked;
+    fields of variables or of the whole data set are returned whole (do not modify them in place).
+
+    Parameters
+    ----------
+    manager
+        Manager with a registered AnnData or MuData. The dataset keeps the containers, not the
+        manager, so that worker processes receive only what they read.
+    getitem_tensors
+        Fields to return: names, or a mapping of names to dtypes. ``None`` returns every field of
+        observations and variables with the dtype of its registry entry (codes int64, the rest
+        float32).
+    load_sparse_tensor
+        Whether fields stored as sparse matrices become torch sparse CSR tensors, which
+        :meth:`pyrovi.dataloaders.Minibatch.to` makes dense on the device.
+
+    Raises
+    ------
+    MissingKeyError
+        If a field is not registered.
+    DataError
+        If a field has not one row per observation, or is not numeric.
+
+    Notes
+    -----
+    Items are dicts of ndarrays of shape ``(n, n_columns)`` (``(n, 1)`` for codes), or sparse CSR
+    tensors.
+    """
+
+    def __init__(
+        self,
+        manager: AnnDataManager,
+        getitem_tensors: Sequence[str] | Mapping[str, DTypeLike] | None = None,
+        load_sparse_tensor: bool = False,
+    ) -> None:
+        specs = {
+            name: entry["tensor"]
+            for name, entry in manager.registry["field_registries"].items()
+            if entry["tensor"] is not None  # an empty field: no column was given for it
+        }
+        if isinstance(getitem_tensors, str):
+            raise DataError(
+                f"getitem_tensors must be a list or a mapping of names, got the string "
+                f"{getitem_tensors!r}; write [{getitem_tensors!r}]"
+            )
+        if getitem_tensors is None:
+            # Fields of uns may be text; they are returned only when asked for.
+            names = [name for name, spec in specs.items() if spec["axis"] != "uns"]
+        else:
+            names = list(getitem_tensors)
+        dtypes = dict(getitem_tensors) if isinstance(getitem_tensors, Mapping) else {}
+        self.load_sparse_tensor = load_sparse_tensor
+        self.data: dict[str, Any] = {}
+        self._n_obs = int(manager.n_obs)
+        self._rows: dict[str, Rows] = {}
+        self._whole: dict[str, NDArray[Any]] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        for name in names:
+            if name not in specs:
+                raise MissingKeyError(
+                    f"The field {name!r} is not registered; registered: {', '.join(specs)}. Add it "
+                    "in the setup."
+                )
+            spec = specs[name]
+            data = manager.get_from_registry(name)
+            self.data[name] = data
+            self._dtypes[name] = np.dtype(dtypes.get(name) or spec["dtype"])
+            if self._dtypes[name].kind not in "biuf":
+                raise DataError(
+                    f"Field {name!r} is of dtype {spec['dtype']}, expected numbers; leave it out of "
+                    "getitem_tensors"
+                )
+            if spec["axis"] == "obs":
+                self._rows[name] = self._checked_rows(name, data)
+            else:
+                dense = data.toarray() if sp.issparse(data) else data
+                self._whole[name] = np.array(dense, dtype=self._dtypes[name])
+
+    def _checked_rows(self, name: str, data: Any) -> Rows:
+        rows = as_rows(name, data)
+        if rows.shape[0] != self._n_obs:
+            raise DataError(
+                f"Field {name!r} has {rows.shape[0]} rows, expected one for each of the "
+                f"{self._n_obs} registered observations; was the AnnData changed after setup?"
+            )
+        return rows
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the returned fields, in the order of the items."""
+        return list(self.data)
+
+    @property
+    def obs_keys(self) -> list[str]:
+        """Names of the fields with one row per observation."""
+        return list(self._rows)
+
+    def __len__(self) -> int:
+        return self._n_obs
+
+    def __getitem__(self, index: int | slice | Sequence[int] | NDArray[Any]) -> dict[str, Any]:
+        rows = self._positions(index)
+        return {
+            name: self._take(name, rows) if name in self._rows else self._whole[name]
+            for name in self.data
+        }
+
+    def _positions(self, index: Any) -> NDArray[np.int64]:
+        if isinstance(index, slice):
+            return np.arange(self._n_obs, dtype=np.int64)[index]
+        array = np.atleast_1d(np.asarray(index))
+        return np.flatnonzero(array) if array.dtype == np.bool_ else array.astype(np.int64)
+
+    def _take(self, name: str, index: NDArray[np.int64]) -> Any:
+        rows = self._rows[name].take(index)
+        dtype = self._dtypes[name]
+        if not sp.issparse(rows):
+            return np.ascontiguousarray(rows, dtype=dtype)
+        # Stored values are converted before the zeros exist.
+        rows = rows.astype(dtype, copy=False)
+        return _sparse_csr_tensor(rows) if self.load_sparse_tensor else rows.toarray()
+
+
+class MinibatchDataset(Dataset[Minibatch]):
+    """Minibatches of an :class:`AnnTorchDataset`, indexed by arrays of positions.
+
+    Parameters
+    ----------
+    rows
+        The fields.
+    n_obs
+        Size of the observation plate that the minibatches carry.
+    as_numpy
+        Whether items are plain dicts of ndarrays instead.
+    """
+
+    def __init__(self, rows: AnnTorchDataset, n_obs: int, as_numpy: bool = False) -> None:
+        self.rows = rows
+        self.n_obs = n_obs
+        self.as_numpy = as_numpy
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: NDArray[np.int64]) -> Any:
+        items = self.rows[index]
+        if self.as_numpy:
+            return items
+        tensors = {name: torch.as_tensor(value) for name, value in items.items()}
+        return Minibatch(tensors, torch.as_tensor(index), self.n_obs)
+
+
+@functools.cache
+def _silence_beta_warning() -> None:
+    # torch says once per process that CSR tensors are in beta; users can do nothing about it.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), [], (1, 1))
+
+
+def _sparse_csr_tensor(matrix: Any) -> Tensor:
+    _silence_beta_warning()
+    if not matrix.has_canonical_format:
+        matrix.sum_duplicates()  # torch requires sorted unique columns; the matrix is our own copy
+    index_dtype = np.int64
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(matrix.indptr.astype(index_dtype, copy=False)),
+        torch.from_numpy(matrix.indices.astype(index_dtype, copy=False)),
+        torch.from_numpy(matrix.data),
+        size=matrix.shape,
+    )

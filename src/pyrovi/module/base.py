@@ -1,0 +1,262 @@
+"""PyroBaseModule: a model/guide pair whose parameters live in the module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList, AutoNormal
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+
+from pyrovi._rng import stream
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.errors import ModelError
+from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
+from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
+
+_ROWWISE_AUTOGUIDES = (AutoNormal, AutoDelta, AutoGuideList)
+"""Stock guides that index the rows of their parameters by the observations of the minibatch."""
+
+
+@contextmanager
+def local_params() -> Iterator[None]:
+    """Pyro parameters belong to their modules inside; the process-wide setting returns on exit."""
+    with pyro.settings.context(module_local_params=True):
+        yield
+
+
+class _ModuleMeta(type(PyroModule)):  # type: ignore[misc]
+    """Constructs modules with module-local parameters and on the initialisation stream."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        with local_params(), stream("init"):
+            return super().__call__(*args, **kwargs)
+
+
+class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
+    """A Pyro model/guide pair.
+
+    Subclasses define ``model(self, X, ...)`` and ``guide(self, X, ...)``, or assign a Pyro guide to
+    ``self.guide`` in ``__init__``. Both functions name the tensors they need: each argument is a
+    registry key and receives that field of the minibatch. Arguments with a default are optional.
+
+    Attributes
+    ----------
+    site_dims
+        Site -> names of the dimensions of its value that are not plates. Names known to the data
+        (``"var"``, ``"obs"``, ``"batch"``, ...) take their coordinates from the registry.
+
+    Notes
+    -----
+    Parameters live in the module: Pyro's global parameter store is neither read nor written, and
+    ``state_dict()`` is the single truth.
+    """
+
+    site_dims: ClassVar[Mapping[str, Sequence[str]]] = {}
+    _ledger: SiteLedger | None = None
+    _needs_context = False
+    _row_parameters: tuple[str, ...] = ()
+    _names: Mapping[str, tuple[str, ...]] | None = None
+
+    @staticmethod
+    def obs_plate(dim: int = -1) -> ObsPlate:
+        """Open the observation plate of the minibatch in scope (see :func:`obs_plate`)."""
+        return obs_plate(dim)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def ledger(self) -> SiteLedger:
+        """The site ledger.
+
+        Raises
+        ------
+        ModelError
+            Before :meth:`materialise`.
+        """
+        if self._ledger is None:
+            raise ModelError("The module has not been materialised yet; call module.materialise().")
+        return self._ledger
+
+    def default_elbo(self) -> ELBO:
+        """The ELBO that training uses unless told otherwise."""
+        if self.ledger.names(Role.ENUMERATED):
+            return TraceEnum_ELBO(max_plate_nesting=self.ledger.max_plate_nesting)
+        return Trace_ELBO(max_plate_nesting=self.ledger.max_plate_nesting)
+
+    # ------------------------------------------------------------------ running the pair
+
+    def run_model(self, minibatch: Minibatch) -> Any:
+        """Run ``model`` on a minibatch, with the minibatch in scope."""
+        return self._run(self.model, "model", minibatch)
+
+    def run_guide(self, minibatch: Minibatch) -> Any:
+        """Run ``guide`` on a minibatch, with the minibatch in scope."""
+        return self._run(self.guide, "guide", minibatch)
+
+    def _run(self, function: Callable[..., Any], which: str, minibatch: Minibatch) -> Any:
+        if self._names is None:
+            raise ModelError("The module has not been materialised yet; call module.materialise().")
+        arguments = {name: minibatch[name] for name in self._names[which]}
+        with ExitStack() as stack:
+            stack.enter_context(local_params())
+            stack.enter_context(minibatch_scope(minibatch))
+            if self._needs_context:
+                stack.enter_context(self._pyro_context)
+            return function(**arguments)
+
+    # ------------------------------------------------------------------ construction
+
+    def materialise(self, example: Callable[[int], Minibatch]) -> None:
+        """Create all parameters, build the site ledger and check the contracts.
+
+        Parameters
+        ----------
+        example
+            Function that makes an example minibatch of a given number of observations (from the
+            registry's shapes: no data are needed).
+
+        Raises
+        ------
+        ModelError
+            If an argument of ``model`` or ``guide`` is not registered, if the guide does not fit the
+            model, or if a site breaks the plate rules.
+        """
+        self._check_pair()
+        self._adopt_autoguide()
+        small, large = example(2), example(3)
+        self._names = {
+            "model": self._argument_names("model", small),
+            "guide": self._argument_names("guide", small),
+        }
+        self._needs_context = self._has_pyro_attributes()
+        training = self.training
+        self.eval()
+        try:
+            rows = _RecordRowParameters()
+            with torch.no_grad(), stream("materialise"), _no_global_params(), rows:
+                guide = poutine.trace(self.run_guide).get_trace(small)
+                first = self._prototype(guide, small)
+                larger_guide = poutine.trace(self.run_guide).get_trace(large)
+                second = self._prototype(larger_guide, large)
+        finally:
+            self.train(training)
+        self._ledger = build_ledger(first, second, self.site_dims)
+        self._refuse_blind_autoguide()
+        check_guide(self._ledger, guide)
+        self._row_parameters = self._find_row_parameters(rows.event_dims, small.n_obs)
+
+    def _prototype(self, guide: poutine.Trace, minibatch: Minibatch) -> poutine.Trace:
+        return poutine.trace(poutine.replay(self.run_model, trace=guide)).get_trace(minibatch)
+
+    def _check_pair(self) -> None:
+        for which in ("model", "guide"):
+            if not callable(getattr(self, which, None)):
+                raise ModelError(
+                    f"{type(self).__name__} has no `{which}`: define `def {which}(self, X, ...)`"
+                    + (" or assign a Pyro guide to self.guide." if which == "guide" else ".")
+                )
+
+    def _adopt_autoguide(self) -> None:
+        guide = self.guide
+        if isinstance(guide, _ROWWISE_AUTOGUIDES) and guide.create_plates is None:
+            guide.create_plates = _obs_plates
+
+    def _refuse_blind_autoguide(self) -> None:
+        guide = self.guide
+        local = self.ledger.names(Role.LOCAL)
+        if local and isinstance(guide, AutoGuide) and not isinstance(guide, _ROWWISE_AUTOGUIDES):
+            raise ModelError(
+                f"{type(guide).__name__} cannot be used for the local site(s) "
+                f"{', '.join(map(repr, local))}: its parameters have the size of the first minibatch "
+                "and would be reused for every other one. Write an amortised guide for the local "
+                "sites, or use AutoNormal or AutoDelta."
+            )
+
+    def _has_pyro_attributes(self) -> bool:
+        guide = self.guide
+        own = [m for m in self.modules() if not (isinstance(guide, AutoGuide) and _within(m, guide))]
+        return any(isinstance(m, PyroModule) and (m._pyro_params or m._pyro_samples) for m in own)
+
+    def _argument_names(self, which: str, minibatch: Minibatch) -> tuple[str, ...]:
+        function = getattr(self, which)
+        if isinstance(function, AutoGuide):
+            function = self.model
+        names = []
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                return tuple(minibatch)
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+                raise ModelError(
+                    f"`{which}` of {type(self).__name__} takes {parameter}; name the tensors it "
+                    f"needs instead (registered: {', '.join(minibatch)})."
+                )
+            if name in minibatch:
+                names.append(name)
+            elif parameter.default is parameter.empty:
+                raise ModelError(
+                    f"`{which}` of {type(self).__name__} asks for {name!r}, which is not registered. "
+                    f"Registered are: {', '.join(minibatch)}. Register it in setup_anndata with a "
+                    f"field whose registry key is {name!r}, e.g. LayerField({name!r}, layer=...) or "
+                    f"NumericalObsField({name!r}, 'column'), or give the argument a default."
+                )
+        return tuple(names)
+
+    @property
+    def row_parameters(self) -> tuple[str, ...]:
+        """Names (as in ``state_dict``) of the parameters that have one row per observation."""
+        return self._row_parameters
+
+    def _find_row_parameters(self, recorded: Mapping[str, int], n_obs: int) -> tuple[str, ...]:
+        parameters = dict(self.named_parameters())
+        found = []
+        for fullname, event_dim in recorded.items():
+            for name in (fullname, f"{fullname}_unconstrained"):
+                shape = parameters[name].shape if name in parameters else ()
+                if len(shape) > event_dim and shape[-1 - event_dim] == n_obs:
+                    found.append(name)
+        return tuple(found)
+
+
+class _RecordRowParameters(Messenger):
+    """Note the parameters that are read with row semantics inside the observation plate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event_dims: dict[str, int] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        event_dim = msg["kwargs"].get("event_dim")
+        if event_dim is not None and any(f.name == OBS_PLATE for f in msg["cond_indep_stack"]):
+            self.event_dims[msg["name"]] = event_dim
+
+
+def _within(module: torch.nn.Module, root: torch.nn.Module) -> bool:
+    return any(module is other for other in root.modules())
+
+
+def _obs_plates(*_: Any, **__: Any) -> ObsPlate:
+    return obs_plate()
+
+
+@contextmanager
+def _no_global_params() -> Iterator[None]:
+    """Refuse ``pyro.param`` statements by global name; the store of the process is left alone."""
+    with pyro.get_param_store().scope():
+        yield
+        if names := sorted(pyro.get_param_store().keys()):
+            raise ModelError(
+                f"pyro.param({names[0]!r}, ...) names a global parameter; every model of the process "
+                "would share it, and it would not be saved. Make it an attribute of the module: "
+                f"`self.{names[0].replace('.', '_')} = PyroParam(value, constraint)`."
+            )

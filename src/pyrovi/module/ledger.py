@@ -1,0 +1,318 @@
+"""The site ledger: what each Pyro site of a module is, found from prototype traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine import Trace
+from pyro.poutine.subsample_messenger import _Subsample
+
+from pyrovi.errors import ModelError
+from pyrovi.module.handlers import is_deterministic
+from pyrovi.module.plates import OBS_PLATE
+
+
+class Role(StrEnum):
+    """What a site is to inference."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+    ENUMERATED = "enumerated"
+    DETERMINISTIC = "deterministic"
+    OBSERVED = "observed"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One named statement of a model.
+
+    Parameters
+    ----------
+    name
+        Name of the site.
+    role
+        Its role.
+    plates
+        Names of the plates it stands in, outermost first.
+    shape
+        Shape of one value, with ``"obs"`` where the observations are.
+    dims
+        Names of the dimensions of one value, in the order of ``shape``; ``None`` marks a broadcast
+        dimension of size one that results leave out.
+    event_dim
+        Number of rightmost dimensions that make up one event.
+    support
+        Constraint of the distribution; ``None`` for deterministic sites.
+    """
+
+    name: str
+    role: Role
+    plates: tuple[str, ...]
+    shape: tuple[int | str, ...]
+    dims: tuple[str | None, ...]
+    event_dim: int
+    support: Any = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether there is one value per observation."""
+        return OBS_PLATE in self.dims
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether inference has to find it."""
+        return self.role in (Role.GLOBAL, Role.LOCAL, Role.ENUMERATED)
+
+    @property
+    def obs_axis(self) -> int | None:
+        """Axis of the observations, counted from the right (negative); ``None`` if there is none."""
+        return self.dims.index(OBS_PLATE) - len(self.dims) if self.is_local else None
+
+
+class SiteLedger(Mapping[str, Site]):
+    """All sites of a model, by name, in the order of the story."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = {site.name: site for site in sites}
+
+    def __getitem__(self, name: str) -> Site:
+        try:
+            return self._sites[name]
+        except KeyError:
+            raise ModelError(
+                f"There is no site {name!r}; the model's sites are: {', '.join(self._sites)}"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def names(self, *roles: Role) -> list[str]:
+        """Names of the sites that have one of the roles."""
+        return [name for name, site in self._sites.items() if site.role in roles]
+
+    def resolve(self, sites: str | Sequence[str] | None, *default_roles: Role) -> list[str]:
+        """Names asked for, or all of the default roles; unknown names raise :class:`ModelError`."""
+        if sites is None:
+            return self.names(*default_roles)
+        return [self[name].name for name in ([sites] if isinstance(sites, str) else sites)]
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """Number of batch dimensions that plates may take."""
+        return max((len(s.dims) - s.event_dim for s in self._sites.values()), default=0)
+
+    def __repr__(self) -> str:
+        rows = [("site", "role", "plates", "shape", "support")]
+        for s in self._sites.values():
+            shape = "(" + ", ".join(map(str, s.shape)) + ")"
+            rows.append((s.name, str(s.role), ", ".join(s.plates), shape, _support_name(s)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _support_name(site: Site) -> str:
+    return "" if site.support is None else str(site.support).removesuffix("()")
+
+
+def build_ledger(
+    first: Trace, second: Trace, site_dims: Mapping[str, Sequence[str]] | None = None
+) -> SiteLedger:
+    """Classify the sites of a model from two prototype traces.
+
+    The traces are of two minibatches of different size: the axis of a value whose length changes is
+    the axis of the observations. No naming convention or declaration is needed.
+
+    Parameters
+    ----------
+    first, second
+        Model traces of minibatches of different size.
+    site_dims
+        Site -> names of its rightmost dimensions that are not plates.
+
+    Raises
+    ------
+    ModelError
+        If a sample site has one value per observation but does not stand in the observation plate
+        (its log density would not be scaled), if a plate other than the observation plate is
+        subsampled, or if ``site_dims`` does not fit.
+    """
+    site_dims = dict(site_dims or {})
+    sites = []
+    for name, node in first.nodes.items():
+        if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+            continue
+        _refuse_foreign_subsampling(name, node)
+        obs_axis = _changing_axis(name, node["value"], second.nodes[name]["value"])
+        in_obs_plate = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
+        if obs_axis is not None and not in_obs_plate:
+            raise ModelError(
+                f"Site {name!r} has one value per observation of the minibatch (shape "
+                f"{tuple(node['value'].shape)}) but is not inside the observation plate, so its log "
+                "density would not be scaled to the full data. Put the statement inside "
+                "`with self.obs_plate():` (or pv.obs_plate())."
+            )
+        sites.append(_make_site(name, node, obs_axis, site_dims.pop(name, None)))
+    if site_dims:
+        known = ", ".join(site.name for site in sites)
+        raise ModelError(
+            f"site_dims names {', '.join(map(repr, site_dims))}, which the model has no site for; "
+            f"its sites are: {known}"
+        )
+    return SiteLedger(sites)
+
+
+def _refuse_foreign_subsampling(name: str, node: Any) -> None:
+    for frame in node["cond_indep_stack"]:
+        if frame.name != OBS_PLATE and frame.full_size not in (None, -1, frame.size):
+            raise ModelError(
+                f"Site {name!r} stands in the subsampled plate {frame.name!r} ({frame.size} of "
+                f"{frame.full_size}). A guide that cannot see its indices would pair observations "
+                "with the wrong rows without an error. Use obs_plate() for the observations; other "
+                "plates must be whole."
+            )
+
+
+def _changing_axis(name: str, first: Any, second: Any) -> int | None:
+    if first.dim() != second.dim():
+        raise ModelError(
+            f"Site {name!r} changes its number of dimensions with the minibatch size "
+            f"({tuple(first.shape)} against {tuple(second.shape)}); keep it fixed, e.g. by not "
+            "squeezing."
+        )
+    changed = [
+        axis - first.dim()
+        for axis, (a, b) in enumerate(zip(first.shape, second.shape, strict=True))
+        if a != b
+    ]
+    if len(changed) > 1:
+        raise ModelError(
+            f"Site {name!r} has more than one axis of the minibatch's size: shape "
+            f"{tuple(first.shape)} for {first.shape[changed[0]]} observations. Usually an event "
+            "dimension was not declared (`.to_event(1)`, or `event_dim=1` for pyro.deterministic)."
+        )
+    return changed[0] if changed else None
+
+
+def _make_site(name: str, node: Any, obs_axis: int | None, names: Sequence[str] | None) -> Site:
+    shape = tuple(node["value"].shape)
+    frames = {frame.dim: frame for frame in node["cond_indep_stack"] if frame.dim is not None}
+    if is_deterministic(node):
+        event_dim = _deterministic_event_dim(shape, node["fn"].event_dim, frames, obs_axis)
+    else:
+        event_dim = node["fn"].event_dim
+    n_batch = len(shape) - event_dim
+    dims: list[str | None] = []
+    free: list[int] = []
+    for axis, size in enumerate(shape):
+        frame = frames.get(axis - n_batch) if axis < n_batch else None
+        if obs_axis is not None and axis == len(shape) + obs_axis:
+            dims.append(OBS_PLATE)
+        elif frame is not None and frame.name != OBS_PLATE and size == frame.size:
+            dims.append(frame.name)
+        elif axis < n_batch and size == 1:
+            dims.append(None)
+        else:
+            free.append(axis)
+            dims.append("")
+    names = names or (node["infer"] or {}).get("event_dims")
+    if names is None:
+        names = [f"{name}_dim_{i}" for i in range(len(free))]
+    if len(names) != len(free):
+        raise ModelError(
+            f"site_dims gives {len(names)} name(s) ({', '.join(names)}) for site {name!r}, which has "
+            f"{len(free)} dimension(s) that are not plates (value shape {shape})."
+        )
+    for axis, dim_name in zip(free, names, strict=True):
+        dims[axis] = dim_name
+    return Site(
+        name=name,
+        role=_role(node, obs_axis),
+        plates=tuple(frames[d].name for d in sorted(frames)),
+        shape=tuple(OBS_PLATE if d == OBS_PLATE else n for d, n in zip(dims, shape, strict=True)),
+        dims=tuple(dims),
+        event_dim=event_dim,
+        support=None if is_deterministic(node) else getattr(node["fn"], "support", None),
+    )
+
+
+def _deterministic_event_dim(
+    shape: tuple[int, ...], declared: int, frames: Mapping[int, Any], obs_axis: int | None
+) -> int:
+    """Event dimensions of a deterministic site.
+
+    ``pyro.deterministic`` without ``event_dim`` declares all dimensions as event. Inside plates that
+    is rarely meant: if the leftmost dimensions have the sizes of the plates, they are the plates.
+    """
+    if declared < len(shape) or not frames:
+        return declared
+    depth = -min(frames)
+    event_dim = len(shape) - depth
+    if obs_axis is not None:
+        obs_dim = next(d for d, frame in frames.items() if frame.name == OBS_PLATE)
+        return obs_dim - obs_axis
+    fits = event_dim >= 0 and all(shape[d - event_dim] == f.size for d, f in frames.items())
+    return event_dim if fits else declared
+
+
+def _role(node: Any, obs_axis: int | None) -> Role:
+    if is_deterministic(node):
+        return Role.DETERMINISTIC
+    if node["is_observed"]:
+        return Role.OBSERVED
+    if (node["infer"] or {}).get("enumerate"):
+        return Role.ENUMERATED
+    return Role.LOCAL if obs_axis is not None else Role.GLOBAL
+
+
+def check_guide(model: SiteLedger, guide: Trace) -> None:
+    """Check that a guide draws exactly the latent sites of its model.
+
+    Raises
+    ------
+    ModelError
+        Naming the sites that are missing or unknown.
+    """
+    drawn = {
+        name: node
+        for name, node in guide.nodes.items()
+        if node["type"] == "sample"
+        and not isinstance(node["fn"], _Subsample)
+        and not is_deterministic(node)
+        and not node["infer"].get("is_auxiliary")
+    }
+    needed = set(model.names(Role.GLOBAL, Role.LOCAL))
+    optional = set(model.names(Role.ENUMERATED))
+    if missing := sorted(needed - set(drawn)):
+        raise ModelError(
+            f"The guide does not draw {', '.join(map(repr, missing))}, which the model leaves latent. "
+            "Add a pyro.sample statement of the same name to the guide (or observe the site)."
+        )
+    if unknown := sorted(set(drawn) - needed - optional):
+        raise ModelError(
+            f"The guide draws {', '.join(map(repr, unknown))}, which the model has no latent site for "
+            f"(latent sites: {', '.join(sorted(needed | optional)) or 'none'}). Rename it, or mark it "
+            'with infer={"is_auxiliary": True}.'
+        )
+    for name, node in drawn.items():
+        site = model[name]
+        if site.is_local and not any(f.name == OBS_PLATE for f in node["cond_indep_stack"]):
+            raise ModelError(
+                f"The guide draws the local site {name!r} outside the observation plate. Draw it "
+                "inside `with self.obs_plate():` in the guide too."
+            )
+        if node["fn"].event_dim != site.event_dim and not isinstance(node["fn"], dist.Delta):
+            raise ModelError(
+                f"Site {name!r} has {site.event_dim} event dimension(s) in the model and "
+                f"{node['fn'].event_dim} in the guide; make both the same with .to_event()."
+            )

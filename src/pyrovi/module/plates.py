@@ -1,0 +1,113 @@
+"""Plates: the minibatch in scope and the observation plate made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pyro
+
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.errors import ModelError
+
+OBS_PLATE = "obs"
+"""Name of the observation plate, and of its dimension in every labelled result."""
+
+_IN_SCOPE: ContextVar[Minibatch | None] = ContextVar("pyrovi_minibatch", default=None)
+
+
+@contextmanager
+def minibatch_scope(minibatch: Minibatch) -> Iterator[None]:
+    """Make a minibatch the one that :func:`obs_plate` reads."""
+    token = _IN_SCOPE.set(minibatch)
+    try:
+        yield
+    finally:
+        _IN_SCOPE.reset(token)
+
+
+def current_minibatch() -> Minibatch:
+    """The minibatch in scope.
+
+    Raises
+    ------
+    ModelError
+        Outside of a model or guide that pyrovi runs.
+    """
+    minibatch = _IN_SCOPE.get()
+    if minibatch is None:
+        raise ModelError(
+            "There is no minibatch in scope: obs_plate() can only be opened inside a model or guide "
+            "that pyrovi runs. To run one by hand, wrap the call in "
+            "`with pyrovi.module.minibatch_scope(minibatch):`"
+        )
+    return minibatch
+
+
+class ObsPlate(pyro.plate):
+    """Plate over the observations of the minibatch in scope.
+
+    ``pyro.plate("obs", size=N, subsample=indices)`` with one difference: parameters and
+    ``pyro.subsample`` values that have one row per *registered* observation are always indexed by
+    the observations of the minibatch. Pyro's plate compares that number of rows with ``N``, which is
+    the number of *training* observations, and skips the indexing when the minibatch is full, which
+    would pair shuffled observations with the rows of others.
+    """
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] not in ("param", "subsample") or self.dim is None:
+            return
+        event_dim = msg["kwargs"].get("event_dim")
+        if event_dim is None:
+            return
+        value, dim = msg["value"], self.dim - event_dim
+        if value.dim() < -dim or value.shape[dim] == 1:
+            return
+        msg["value"] = value.index_select(dim, self._indices)
+
+
+def obs_plate(dim: int = -1) -> ObsPlate:
+    """Open the observation plate: size, subsample and scale come from the minibatch in scope.
+
+    Parameters
+    ----------
+    dim
+        Batch dimension of the plate, negative.
+
+    Returns
+    -------
+    ObsPlate
+        Context manager. Log densities of sites inside are scaled by ``N / n``, where ``N`` is the
+        number of training observations and ``n`` the size of the minibatch.
+    """
+    minibatch = current_minibatch()
+    return ObsPlate(OBS_PLATE, size=minibatch.n_obs, subsample=minibatch.indices, dim=dim)
+
+
+def plate(name: str, size: int, dim: int | None = None) -> pyro.plate:
+    """A plate over ``size`` independent copies; ``name`` is its dimension in labelled results.
+
+    Parameters
+    ----------
+    name
+        Name of the plate. ``"var"`` and the other dimensions known to the registry take the data's
+        own names as coordinates.
+    size
+        Number of copies.
+    dim
+        Batch dimension, negative; ``None`` lets Pyro choose.
+
+    Raises
+    ------
+    ModelError
+        If the name is that of the observation plate.
+    """
+    if name == OBS_PLATE:
+        raise ModelError(
+            f"The plate name {OBS_PLATE!r} belongs to the observations: use obs_plate() instead."
+        )
+    return pyro.plate(name, size, dim=dim)
+
+

@@ -1,0 +1,166 @@
+"""The posterior engine: joint draws of sites, streamed over minibatches, reduced on the fly.
+
+The globals are drawn once and replayed in every minibatch, so any statistic over all observations,
+computed draw by draw, is a true posterior draw of that statistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from pyrovi._rng import stream
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.ledger import Role, Site
+from pyrovi.posterior.reduce import Reduction
+from pyrovi.posterior.stories import guide_trace, latent_values, posterior_story, prior_story
+from pyrovi.posterior.vectorise import Story, map_draws
+
+ELEMENT_BUDGET = 2**24
+"""Largest number of elements (draws x observations x variables) of one site held at a time."""
+
+Loader = Callable[[int], Iterable[Minibatch]]
+"""Makes a loader of the queried observations with a given batch size."""
+
+Intervention = Callable[[Minibatch], Minibatch]
+"""Changes what the model (not the guide) sees."""
+
+
+def draw_globals(
+    module: PyroBaseModule, example: Minibatch, num_draws: int, seed: int | None = None
+) -> dict[str, Tensor]:
+    """Joint draws of the global sites from the guide.
+
+    Parameters
+    ----------
+    module
+        The fitted pair.
+    example
+        An example minibatch of fixed size, which makes the draws independent of any batch size.
+    num_draws
+        Number of draws ``S``.
+    seed
+        Root seed.
+
+    Returns
+    -------
+    dict
+        Site -> tensor of shape ``(S, ...)``.
+    """
+    names = module.ledger.names(Role.GLOBAL)
+    if not names:
+        return {}
+
+    def story(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        latents = latent_values(guide_trace(module, example, {}))
+        return {name: latents[name] for name in names}
+
+    with stream("draws", "global", seed=seed):
+        return map_draws(story, {}, num_draws)
+
+
+def run_query(
+    module: PyroBaseModule,
+    loader: Loader,
+    make_story: Callable[[Minibatch], Story],
+    globals_: Mapping[str, Tensor],
+    sites: Mapping[str, Site],
+    *,
+    num_draws: int,
+    batch_size: int,
+    reduction: Reduction,
+    seed: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Evaluate a story for all draws of all observations, streamed.
+
+    Parameters
+    ----------
+    module
+        The pair; put into evaluation mode for the query.
+    loader
+        Makes the loader.
+    make_story
+        Story of a minibatch.
+    globals_
+        Joint draws of the globals.
+    sites
+        Sites to return, by name.
+    num_draws
+        Number of draws ``S``.
+    batch_size
+        Largest number of observations at a time; it is lowered so that memory stays bounded.
+    reduction
+        What to keep of the draws.
+    seed
+        Root seed of the local draws.
+
+    Returns
+    -------
+    dict
+        Site -> array of shape ``(*reduced, ...)`` with the observations in the loader's order.
+    """
+    batch_size = bounded_batch_size(sites.values(), num_draws, batch_size)
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in sites}
+    training, device = module.training, module.device
+    module.eval()
+    try:
+        for position, minibatch in enumerate(loader(batch_size)):
+            minibatch = minibatch.to(device)
+            with stream("draws", "local", position, seed=seed):
+                values = map_draws(make_story(minibatch), globals_, num_draws)
+            for name, site in sites.items():
+                if site.is_local or not collected[name]:
+                    collected[name].append(reduction(values[name]))
+    finally:
+        module.train(training)
+    return {
+        name: np.concatenate(parts, axis=sites[name].obs_axis) if sites[name].is_local else parts[0]
+        for name, parts in collected.items()
+    }
+
+
+def bounded_batch_size(sites: Iterable[Site], num_draws: int, batch_size: int) -> int:
+    """Batch size that keeps ``draws x observations x variables`` of a site within the budget."""
+    per_observation = max(
+        (math.prod(n for n in site.shape if isinstance(n, int)) for site in sites if site.is_local),
+        default=1,
+    )
+    return max(1, min(batch_size, ELEMENT_BUDGET // max(1, num_draws * per_observation)))
+
+
+def posterior_query(
+    module: PyroBaseModule,
+    sites: Sequence[str],
+    *,
+    predictive: bool = False,
+    intervention: Intervention | None = None,
+) -> Callable[[Minibatch], Story]:
+    """Stories of posterior draws (and of the posterior predictive distribution)."""
+
+    def make(minibatch: Minibatch) -> Story:
+        changed = None if intervention is None else intervention(minibatch)
+        return posterior_story(
+            module, minibatch, sites, predictive=predictive, model_minibatch=changed
+        )
+
+    return make
+
+
+def prior_query(module: PyroBaseModule, sites: Sequence[str]) -> Callable[[Minibatch], Story]:
+    """Stories of prior (predictive) draws."""
+    return lambda minibatch: prior_story(module, minibatch, sites)
+
+
+def draw_prior_globals(
+    module: PyroBaseModule, example: Minibatch, num_draws: int, seed: int | None = None
+) -> dict[str, Tensor]:
+    """Joint draws of the global sites from the prior."""
+    names = module.ledger.names(Role.GLOBAL)
+    if not names:
+        return {}
+    with stream("draws", "prior", seed=seed):
+        return map_draws(prior_story(module, example, names), {}, num_draws)
