@@ -1,0 +1,57 @@
+"""pyrovi: Pyro-first probabilistic programming for annotated data matrices."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from pyrovi._constants import REGISTRY_KEYS
+from pyrovi._lazy import lazy_attributes
+from pyrovi._settings import settings
+
+if TYPE_CHECKING:
+    from pyrovi import data, dataloaders, distributions, errors, model, module, nn, posterior, train
+    from pyrovi.model.persistence import load_any as load
+    from pyrovi.module.plates import obs_plate, plate
+
+__version__ = version("pyrovi")
+
+__all__ = [
+    "REGISTRY_KEYS",
+    "data",
+    "dataloaders",
+    "distributions",
+    "errors",
+    "load",
+    "model",
+    "module",
+    "nn",
+    "obs_plate",
+    "plate",
+    "posterior",
+    "settings",
+    "train",
+]
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        **dict.fromkeys(
+            (
+                "data",
+                "dataloaders",
+                "distributions",
+                "errors",
+                "model",
+                "module",
+                "nn",
+                "posterior",
+                "train",
+            ),
+            "",
+        ),
+        "load": "pyrovi.model.persistence:load_any",
+        "obs_plate": "pyrovi.module.plates",
+        "plate": "pyrovi.module.plates",
+    },
+)

@@ -44,8 +44,8 @@ def lazy_attributes(
     package
         ``__name__`` of the package.
     names
-        Public name -> module that defines it; an empty module name means that the public name is
-        itself a submodule.
+        Public name -> where it is: a module that defines the same name, ``"module:name"`` for
+        another name, or an empty string if the public name is itself a submodule.
     """
 
     def __getattr__(name: str) -> Any:
@@ -54,7 +54,8 @@ def lazy_attributes(
         source = names[name]
         if not source:
             return importlib.import_module(f"{package}.{name}")
-        return getattr(importlib.import_module(source), name)
+        module, _, attribute = source.partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
 
     def __dir__() -> list[str]:
         return sorted(names)

@@ -71,9 +71,8 @@ def test_categories_of_another_type_are_unseen(target: list[Any], mapping: list[
         encode(column(target), mapping, "x")
 
 
-@pytest.mark.parametrize("falsy", [0, "", False])
-def test_falsy_category_is_unseen(falsy: Any) -> None:
-    known = {0: [1, 2], "": ["a"], False: [True]}[falsy]
+@pytest.mark.parametrize(("falsy", "known"), [(0, [1, 2]), ("", ["a"]), (False, [True])])
+def test_falsy_category_is_unseen(falsy: Any, known: list[Any]) -> None:
     values = [known[0], falsy]
     assert unseen_categories(column(values), known, "x") == [falsy]
     with pytest.raises(UnseenCategoryError, match=r"adata\.obs\['x'\] holds the category"):
@@ -81,7 +80,7 @@ def test_falsy_category_is_unseen(falsy: Any) -> None:
 
 
 def test_unseen_error_names_category_and_fix() -> None:
-    with pytest.raises(UnseenCategoryError, match="'new'.*'old'.*extend_categories=True"):
+    with pytest.raises(UnseenCategoryError, match=r"'new'.*'old'.*extend_categories=True"):
         encode(column(["old", "new"]), ["old"], "adata.obs['x']")
 
 

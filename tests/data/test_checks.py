@@ -33,9 +33,7 @@ def check(matrix: Any, **kwargs: Any) -> Any:
     options = {"counts": True, "fix": "`layer=`", **kwargs}
     rows = pd.Index([f"cell_{i}" for i in range(matrix.shape[0])])
     columns = pd.Index([f"gene_{i}" for i in range(matrix.shape[1])])
-    return check_values(
-        matrix, "adata.X", row_names=rows, column_names=columns, **options
-    )
+    return check_values(matrix, "adata.X", row_names=rows, column_names=columns, **options)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -64,7 +62,7 @@ def test_negative_integers_are_no_counts() -> None:
 
 def test_numbers_that_are_not_counts_must_be_finite() -> None:
     assert check(np.array([[-1.5, 2.0]]), counts=False) is None
-    with pytest.raises(DataError, match="holds nan in row 0.*finite numbers.*impute"):
+    with pytest.raises(DataError, match=r"holds nan in row 0.*finite numbers.*impute"):
         check(np.array([[1.0, np.nan]]), counts=False)
 
 
@@ -118,7 +116,7 @@ def test_sampled_rows_are_named_by_their_place_in_the_file(tmp_path: Path) -> No
             check(file["x"])
         values[37] = 0
         file["y"] = values
-        with pytest.raises(DataError, match="1 observations without.*'cell_37'"):
+        with pytest.raises(DataError, match=r"1 observations without.*'cell_37'"):
             check(file["y"], allow_empty_rows=False)
 
 

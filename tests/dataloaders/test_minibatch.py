@@ -44,7 +44,7 @@ def test_replace_leaves_the_original(batch: Minibatch) -> None:
     assert other["X"] is batch["X"]
     other.tensors["new"] = torch.zeros(3, 1)
     assert "new" not in batch
-    with pytest.raises(TypeError, match="tensors, indices, n_obs, got .'size'."):
+    with pytest.raises(TypeError, match=r"tensors, indices, n_obs, got .'size'."):
         batch.replace(size=3)
 
 

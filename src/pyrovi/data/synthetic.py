@@ -148,7 +148,9 @@ def _as_mudata(
         if values.shape[1]:
             var = _names(prefix, values.shape[1])
             parts[name] = anndata.AnnData(values, obs=pd.DataFrame(index=obs.index), var=var)
-    mdata = require("mudata", "mudata").MuData(parts)
+    mudata = require("mudata", "mudata")
+    with mudata.set_options(pull_on_update=False):  # the default to come; otherwise it warns
+        mdata = mudata.MuData(parts)
     for column in obs:
         mdata.obs[column] = obs[column]
     if coordinates is not None:

@@ -57,10 +57,10 @@ class AnnDataManagerValidationCheck:
         multimodal = is_mudata(adata)
         for field in fields:
             if isinstance(field, MuDataField) != multimodal:
-                given, form = ("MuData", "MuData") if multimodal else ("AnnData", "plain")
+                given, form = ("a MuData", "MuData") if multimodal else ("an AnnData", "plain")
                 raise DataError(
                     f"The field {field.registry_key!r} is a {type(field).__name__}, the data are "
-                    f"a {given}. Expected fields and data of one kind: use the {form} form of the "
+                    f"{given}. Expected fields and data of one kind: use the {form} form of the "
                     "field."
                 )
         if adata.n_obs == 0:

@@ -105,14 +105,13 @@ class ConcatDataLoader(ResumableLoader):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        epoch, start = self.begin(self.sampler)
-        self.sampler.start = 0
+        return self.give(self.sampler, self._steps)
+
+    def _steps(self) -> Iterator[list[Any]]:
+        epoch, start = self.sampler.epoch, self.sampler.start
         self.enter_epoch(epoch)
         streams = [self._stream(loader, epoch, start) for loader in self.dataloaders]
-        steps = (
-            [next(stream) for stream in streams] for _ in range(self.sampler.n_batches - start)
-        )
-        return self.track(self.sampler, steps, epoch, start)
+        return ([next(stream) for stream in streams] for _ in range(start, len(self)))
 
     def enter_epoch(self, epoch: int) -> None:
         """Called before the loaders are iterated; subclasses choose observations here."""

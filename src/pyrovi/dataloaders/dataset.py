@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.dataloaders.rows import Rows, as_rows
 from pyrovi.errors import DataError, MissingKeyError
@@ -40,6 +41,11 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
     load_sparse_tensor
         Whether fields stored as sparse matrices become torch sparse CSR tensors, which
         :meth:`pyrovi.dataloaders.Minibatch.to` makes dense on the device.
+
+    Attributes
+    ----------
+    keys
+        Names of the returned fields, in the order of the items.
 
     Raises
     ------
@@ -77,7 +83,9 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
             names = list(getitem_tensors)
         dtypes = dict(getitem_tensors) if isinstance(getitem_tensors, Mapping) else {}
         self.load_sparse_tensor = load_sparse_tensor
-        self.data: dict[str, Any] = {}
+        if load_sparse_tensor:
+            _silence_sparse_warnings()  # here too: tensors of workers are rebuilt in this process
+        self.keys = names
         self._n_obs = int(manager.n_obs)
         self._rows: dict[str, Rows] = {}
         self._whole: dict[str, NDArray[Any]] = {}
@@ -90,12 +98,11 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
                 )
             spec = specs[name]
             data = manager.get_from_registry(name)
-            self.data[name] = data
             self._dtypes[name] = np.dtype(dtypes.get(name) or spec["dtype"])
             if self._dtypes[name].kind not in "biuf":
                 raise DataError(
-                    f"Field {name!r} is of dtype {spec['dtype']}, expected numbers; leave it out of "
-                    "getitem_tensors"
+                    f"Field {name!r} is of dtype {spec['dtype']}, expected numbers; leave it out "
+                    "of getitem_tensors"
                 )
             if spec["axis"] == "obs":
                 self._rows[name] = self._checked_rows(name, data)
@@ -113,9 +120,12 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
         return rows
 
     @property
-    def keys(self) -> list[str]:
-        """Names of the returned fields, in the order of the items."""
-        return list(self.data)
+    def data(self) -> dict[str, Any]:
+        """The containers that are sliced, and the fields that are returned whole."""
+        return {
+            name: self._rows[name].source if name in self._rows else self._whole[name]
+            for name in self.keys
+        }
 
     @property
     def obs_keys(self) -> list[str]:
@@ -129,14 +139,16 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
         rows = self._positions(index)
         return {
             name: self._take(name, rows) if name in self._rows else self._whole[name]
-            for name in self.data
+            for name in self.keys
         }
 
     def _positions(self, index: Any) -> NDArray[np.int64]:
         if isinstance(index, slice):
             return np.arange(self._n_obs, dtype=np.int64)[index]
         array = np.atleast_1d(np.asarray(index))
-        return np.flatnonzero(array) if array.dtype == np.bool_ else array.astype(np.int64)
+        if array.dtype == np.bool_:
+            return resolve_indices(array, self._n_obs, "index")
+        return array.astype(np.int64)
 
     def _take(self, name: str, index: NDArray[np.int64]) -> Any:
         rows = self._rows[name].take(index)
@@ -178,21 +190,22 @@ class MinibatchDataset(Dataset[Minibatch]):
 
 
 @functools.cache
-def _silence_beta_warning() -> None:
-    # torch says once per process that CSR tensors are in beta; users can do nothing about it.
+def _silence_sparse_warnings() -> None:
+    # torch says once per process that CSR tensors are in beta and that it does not check those it
+    # rebuilds from workers. Users can do nothing about either.
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
         torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), [], (1, 1))
 
 
 def _sparse_csr_tensor(matrix: Any) -> Tensor:
-    _silence_beta_warning()
+    _silence_sparse_warnings()
     if not matrix.has_canonical_format:
         matrix.sum_duplicates()  # torch requires sorted unique columns; the matrix is our own copy
-    index_dtype = np.int64
     return torch.sparse_csr_tensor(
-        torch.from_numpy(matrix.indptr.astype(index_dtype, copy=False)),
-        torch.from_numpy(matrix.indices.astype(index_dtype, copy=False)),
+        torch.from_numpy(matrix.indptr),
+        torch.from_numpy(matrix.indices),
         torch.from_numpy(matrix.data),
         size=matrix.shape,
+        check_invariants=False,  # SciPy's hold
     )

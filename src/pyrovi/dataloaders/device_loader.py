@@ -20,7 +20,8 @@ class DeviceBackedLoader(ResumableLoader):
     """Minibatches cut on the device from observations moved there once.
 
     The data must fit in device memory in dense form. With several ranks each device holds all the
-    observations and uses its share.
+    observations and uses its share. A single minibatch in order is the resident data themselves:
+    do not modify it in place.
 
     Parameters
     ----------
@@ -82,12 +83,12 @@ class DeviceBackedLoader(ResumableLoader):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Minibatch]:
-        epoch, start = self.begin(self.sampler)
-        batches = list(self.sampler)
-        self.sampler.start = 0
-        return self.track(self.sampler, self._cut(batches), epoch, start)
+        return self.give(self.sampler, lambda: self._cut(list(self.sampler)))
 
     def _cut(self, batches: list[np.ndarray[Any, Any]]) -> Iterator[Minibatch]:
+        if len(batches) == 1 and len(batches[0]) == self._resident.n and not self.sampler.shuffle:
+            yield self._resident
+            return
         # The order of the epoch crosses to the device once instead of at every minibatch.
         order = torch.from_numpy(np.concatenate(batches)).to(self.device)
         resident = self._resident

@@ -16,6 +16,8 @@ from pyrovi.errors import DataError
 if TYPE_CHECKING:
     from pyrovi.data import AnnDataManager
 
+_KINDS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
+
 
 class DeviceBackedDataSplitter(DataSplitter):
     """Splits whose sets are moved to the device once and cut into minibatches there.
@@ -73,6 +75,10 @@ class DeviceBackedDataSplitter(DataSplitter):
             data_and_attributes=data_and_attributes,
             distributed_sampler=distributed_sampler,
         )
+        if accelerator != "auto" and accelerator not in _KINDS:
+            raise DataError(
+                f"accelerator must be 'auto' or one of {', '.join(_KINDS)}, got {accelerator!r}"
+            )
         self.accelerator = accelerator
         self.device = device
         self.shuffle = shuffle
@@ -86,15 +92,7 @@ class DeviceBackedDataSplitter(DataSplitter):
             return torch.device(self.device)
         if self.device == "auto" and self.trainer is not None:
             return self.trainer.strategy.root_device
-        kinds = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-        if self.accelerator == "auto":
-            kind = _best_device_type()
-        elif self.accelerator in kinds:
-            kind = kinds[self.accelerator]
-        else:
-            raise DataError(
-                f"accelerator must be 'auto' or one of {', '.join(kinds)}, got {self.accelerator!r}"
-            )
+        kind = _KINDS.get(self.accelerator) or _best_device_type()
         return torch.device(kind) if self.device == "auto" else torch.device(kind, int(self.device))
 
     def _loader(self, indices: NDArray[np.int64], shuffle: bool, drop_last: bool) -> Any:

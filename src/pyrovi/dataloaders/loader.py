@@ -195,10 +195,7 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         cursor = self.cursor
         if cursor is None:
             return super().__iter__()
-        epoch, start = self.begin(cursor)
-        batches = super().__iter__()
-        cursor.start = 0
-        return self.track(cursor, batches, epoch, start)
+        return self.give(cursor, super().__iter__)
 
 
 def _unchanged(batch: Any) -> Any:

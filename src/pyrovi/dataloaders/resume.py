@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pyrovi.errors import DataError
@@ -81,24 +81,29 @@ class ResumableLoader:
         if self.cursor is not None:
             self.cursor.set_epoch(epoch)
 
-    def track(
-        self, cursor: EpochCursor, batches: Iterable[T], epoch: int, seen: int
-    ) -> Iterator[T]:
-        """Count minibatches as they are given; the last of an epoch moves the cursor on."""
-        for batch in batches:
+    def give(self, cursor: EpochCursor, batches: Callable[[], Iterable[T]]) -> Iterator[T]:
+        """Count minibatches as they are given; the last of an epoch moves the cursor on.
+
+        Parameters
+        ----------
+        cursor
+            Position of the loader.
+        batches
+            Starts the minibatches at the cursor. It is called with the first request for one, not
+            before: trainers make the iterator before they name the epoch.
+        """
+        if cursor.start == len(cursor):
+            cursor.seek(cursor.epoch + 1, 0)
+        epoch, seen = cursor.epoch, cursor.start
+        self._progress = (epoch, seen)
+        started = batches()
+        cursor.start = 0  # an iteration after this one begins at the beginning
+        for batch in started:
             seen += 1
             self._progress = (epoch, seen)
             if seen == len(cursor) and cursor.epoch == epoch:
                 cursor.seek(epoch + 1, 0)
             yield batch
-
-    def begin(self, cursor: EpochCursor) -> tuple[int, int]:
-        """Epoch and first minibatch of an iteration; the one after it begins at 0 again."""
-        if cursor.start == len(cursor):
-            cursor.seek(cursor.epoch + 1, 0)
-        epoch, start = cursor.epoch, cursor.start
-        self._progress = (epoch, start)
-        return epoch, start
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of minibatches given in it, as plain numbers.

@@ -29,6 +29,8 @@ class Rows(ABC):
 
     Attributes
     ----------
+    source
+        The container that is read.
     shape
         Shape of the container; the first axis is the rows.
     is_sparse
@@ -37,6 +39,7 @@ class Rows(ABC):
 
     is_sparse: bool = False
     shape: tuple[int, ...]
+    source: Any
 
     @abstractmethod
     def take(self, index: NDArray[np.int64]) -> Any:
@@ -47,11 +50,11 @@ class DenseRows(Rows):
     """Rows of an array in memory, of at least two axes (a vector becomes one column)."""
 
     def __init__(self, array: NDArray[Any]) -> None:
-        self._array = array.reshape(-1, 1) if array.ndim == 1 else array
-        self.shape = self._array.shape
+        self.source = array.reshape(-1, 1) if array.ndim == 1 else array
+        self.shape = self.source.shape
 
     def take(self, index: NDArray[np.int64]) -> NDArray[Any]:
-        return self._array.take(index, axis=0)
+        return self.source.take(index, axis=0)
 
 
 class SparseRows(Rows):
@@ -60,13 +63,13 @@ class SparseRows(Rows):
     is_sparse = True
 
     def __init__(self, matrix: Any) -> None:
-        self._matrix = matrix
+        self.source = matrix
         self.shape = matrix.shape
 
     def take(self, index: NDArray[np.int64]) -> Any:
         # SciPy's compiled row gather was measured faster than any gather of indptr/indices/data
         # written in NumPy (128 x 2000 at 5-10 % density: 104-124 against 139-208 microseconds).
-        return self._matrix[index]
+        return self.source[index]
 
 
 class BackedRows(Rows):
@@ -85,30 +88,30 @@ class BackedRows(Rows):
     def __init__(
         self, source: Any, read: Callable[[Any, NDArray[np.int64]], Any], is_sparse: bool
     ) -> None:
-        self._source = source
+        self.source = source
         self._read = read
         self.is_sparse = is_sparse
         self.shape = tuple(source.shape)
 
     def take(self, index: NDArray[np.int64]) -> Any:
         if len(index) < 2 or bool((np.diff(index) > 0).all()):
-            return self._read(self._source, index)
+            return self._read(self.source, index)
         stored, back = np.unique(index, return_inverse=True)
-        return self._read(self._source, stored)[back]
+        return self._read(self.source, stored)[back]
 
     def __getstate__(self) -> dict[str, Any]:
         # HDF5 handles cannot be pickled: worker processes that are not forked reopen the file.
         state = dict(self.__dict__)
-        node = getattr(self._source, "group", self._source)
+        node = getattr(self.source, "group", self.source)
         if isinstance(node, h5py.Dataset | h5py.Group):
-            state["_source"] = (node.file.filename, node.name)
+            state["source"] = (node.file.filename, node.name)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["_source"], tuple):
-            path, name = state["_source"]
+        if isinstance(state["source"], tuple):
+            path, name = state["source"]
             node = h5py.File(path, "r")[name]
-            state["_source"] = sparse_dataset(node) if isinstance(node, h5py.Group) else node
+            state["source"] = sparse_dataset(node) if isinstance(node, h5py.Group) else node
         self.__dict__.update(state)
 
 

@@ -35,11 +35,10 @@ def label_codes(manager: AnnDataManager) -> tuple[NDArray[np.int64], NDArray[np.
     """
     codes = np.asarray(manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).reshape(-1)
     state = manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY)
-    unlabelled = getattr(state, "unlabeled_category", None)
-    if unlabelled is None:
+    if "unlabeled_category" not in state:
         return codes, np.ones(len(codes), dtype=np.bool_)
-    category = np.asarray([value == unlabelled for value in list(state.categorical_mapping)])
-    return codes, ~category[codes]
+    # A labels field gives "not labelled" the last code.
+    return codes, codes != len(state["categorical_mapping"]) - 1
 
 
 class SemiSupervisedDataLoader(ConcatDataLoader):

@@ -107,7 +107,8 @@ class CompactDistribution(TorchDistribution):
         """Return the same distribution with a larger batch shape; no parameter is copied."""
         new = self._get_checked_instance(type(self), _instance)
         batch_shape = torch.Size(batch_shape)
-        if torch.broadcast_shapes(self.batch_shape, batch_shape) != batch_shape:
+        pairs = zip(reversed(self.batch_shape), reversed(batch_shape), strict=False)
+        if len(batch_shape) < len(self.batch_shape) or any(old not in (1, n) for old, n in pairs):
             raise ModelError(
                 f"{type(self).__name__}: cannot expand from batch shape {tuple(self.batch_shape)} "
                 f"to {tuple(batch_shape)}."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import pyro
 import torch
@@ -59,7 +60,7 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     ``state_dict()`` is the single truth.
     """
 
-    site_dims: ClassVar[Mapping[str, Sequence[str]]] = {}
+    site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
     _ledger: SiteLedger | None = None
     _needs_context = False
     _row_parameters: tuple[str, ...] = ()
@@ -185,7 +186,9 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
 
     def _has_pyro_attributes(self) -> bool:
         guide = self.guide
-        own = [m for m in self.modules() if not (isinstance(guide, AutoGuide) and _within(m, guide))]
+        own = [
+            m for m in self.modules() if not (isinstance(guide, AutoGuide) and _within(m, guide))
+        ]
         return any(isinstance(m, PyroModule) and (m._pyro_params or m._pyro_samples) for m in own)
 
     def _argument_names(self, which: str, minibatch: Minibatch) -> tuple[str, ...]:

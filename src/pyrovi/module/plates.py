@@ -109,5 +109,3 @@ def plate(name: str, size: int, dim: int | None = None) -> pyro.plate:
             f"The plate name {OBS_PLATE!r} belongs to the observations: use obs_plate() instead."
         )
     return pyro.plate(name, size, dim=dim)
-
-

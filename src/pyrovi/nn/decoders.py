@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrovi.errors import ModelError
-from pyrovi.nn.layers import FCLayers
+from pyrovi.nn.layers import FCLayer, FCLayers
 
 
 class CountParameters(NamedTuple):
@@ -204,11 +204,12 @@ class LinearDecoderSCVI(nn.Module):
             :math:`\gamma / \sqrt{\text{running variance} + \epsilon}` under batch normalisation.
             Columns of covariates are left out.
         """
-        layer = self.scale_layers.layers[0]
+        layer = cast(FCLayer, self.scale_layers.layers[0])
         weight = layer.linear.weight[:, : self.n_input].detach()
         norm = layer.batch_norm
         if norm is None:
             return weight.clone()
+        assert norm.running_var is not None  # pyrovi's BatchNorm always tracks it
         gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         return gain[:, None] * weight
 

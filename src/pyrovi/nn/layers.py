@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -136,7 +136,7 @@ class CovariateLinear(nn.Module):
 
 
 class FCLayer(nn.Module):
-    """One layer: linear, batch norm, layer norm, activation, dropout (each of the last four optional).
+    """One layer: linear, batch norm, layer norm, activation, dropout (all but the first optional).
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class FCLayer(nn.Module):
     def __init__(
         self,
         linear: CovariateLinear,
-        batch_norm: nn.Module | None = None,
+        batch_norm: BatchNorm | None = None,
         layer_norm: nn.Module | None = None,
         activation: nn.Module | None = None,
         dropout: nn.Module | None = None,
@@ -230,7 +230,7 @@ class FCLayers(nn.Module):
         sizes = [n_in] + [n_hidden] * (n_layers - 1) + [n_out]
         self.inject_covariates = inject_covariates
         self.layers = nn.ModuleList()
-        for number, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for number, (size_in, size_out) in enumerate(pairwise(sizes)):
             sees_covariates = inject_covariates or number == 0
             self.layers.append(
                 FCLayer(

@@ -55,9 +55,7 @@ def importance_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
     return story
 
 
-def likelihood_story(
-    module: PyroBaseModule, minibatch: Minibatch, sites: Sequence[str]
-) -> Story:
+def likelihood_story(module: PyroBaseModule, minibatch: Minibatch, sites: Sequence[str]) -> Story:
     """Log-likelihood of each observation under one joint draw, by observed site."""
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -43,7 +43,9 @@ class HistoryLogger(Logger):
             if metric != "epoch":
                 self.values.setdefault(metric, {})[self._epoch()] = float(value)
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Hyperparameters are kept by the model, not by the history."""
 
 

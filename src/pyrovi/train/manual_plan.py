@@ -63,9 +63,7 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         self._check_bound(minibatch)
         clip, algorithm, accumulate = self._manual_options
         with record_traces(self.elbo) as traces, AnnealKL(self.kl_weight):
-            loss = self.elbo.loss_and_grads(
-                self.module.run_model, self.module.run_guide, minibatch
-            )
+            loss = self.elbo.loss_and_grads(self.module.run_model, self.module.run_guide, minibatch)
         self._epoch_means["train"].update(self._parts(traces, minibatch), minibatch.n)
         last = (batch_idx + 1) == self.trainer.num_training_batches
         if (batch_idx + 1) % accumulate == 0 or last:

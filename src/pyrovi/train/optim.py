@@ -102,7 +102,9 @@ def _options(arguments: Any, name: str) -> dict[str, Any]:
     """Options of one parameter: a dict for all, or a callable of its (module and) name."""
     if not callable(arguments):
         return dict(arguments)
-    name = name.removesuffix("_unconstrained")  # users know constrained parameters by their own name
+    name = name.removesuffix(
+        "_unconstrained"
+    )  # users know constrained parameters by their own name
     if len(inspect.signature(arguments).parameters) == 1:
         return dict(arguments(name))
     module, _, parameter = name.partition(".")

@@ -98,7 +98,9 @@ class SVITrainingPlan(pl.LightningModule):
         self.n_epochs_kl_warmup = n_epochs_kl_warmup
         self.n_steps_kl_warmup = n_steps_kl_warmup
         self.max_kl_weight, self.min_kl_weight = max_kl_weight, min_kl_weight
-        kl_weight(0, 0, None, None, max_kl_weight, min_kl_weight)  # check the two against each other
+        kl_weight(
+            0, 0, None, None, max_kl_weight, min_kl_weight
+        )  # check the two against each other
         self.plateau = (
             {"factor": lr_factor, "patience": lr_patience, "threshold": lr_threshold}
             | {"min_lr": lr_min, "threshold_mode": "abs"}
@@ -268,7 +270,7 @@ class SVITrainingPlan(pl.LightningModule):
         self.epoch_offset, self.step_offset = state["epochs"], state["steps"]
         self.n_epochs_kl_warmup = state["n_epochs_kl_warmup"]
         self.n_steps_kl_warmup = state["n_steps_kl_warmup"]
-        self._optimizer_state = state
+        self._optimizer_state = state if "optimizer" in state else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state that Lightning does not know: warm-up, offsets, random streams."""

@@ -10,7 +10,12 @@ from pyrovi.module.base import PyroBaseModule
 
 
 def fit_rows(
-    module: PyroBaseModule, elbo: ELBO, minibatch: Minibatch, *, n_steps: int = 100, lr: float = 0.05
+    module: PyroBaseModule,
+    elbo: ELBO,
+    minibatch: Minibatch,
+    *,
+    n_steps: int = 100,
+    lr: float = 0.05,
 ) -> None:
     """Fit the local parameters of a minibatch of held-out observations, globals frozen.
 

@@ -89,42 +89,47 @@ class Trainer(pl.Trainer):
             own.append(BestCheckpoint(monitor=early_stopping_monitor, mode=early_stopping_mode))
         if enable_checkpointing and not any(isinstance(c, SaveCheckpoint) for c in given):
             own.append(SaveCheckpoint(dirpath=default_root_dir))
-        progress = settings.enable_progress_bar if enable_progress_bar is None else enable_progress_bar
+        progress = (
+            settings.enable_progress_bar if enable_progress_bar is None else enable_progress_bar
+        )
         if progress:
             own.append(TrainingProgressBar())
-        super().__init__(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            check_val_every_n_epoch=check_val_every_n_epoch,
-            callbacks=own + given,
-            logger=[history, *make_logger(logger, default_root_dir or ".")],
-            enable_checkpointing=enable_checkpointing
-            or any(isinstance(c, SaveCheckpoint) for c in given),
-            enable_progress_bar=progress,
-            enable_model_summary=kwargs.pop("enable_model_summary", False),
-            num_sanity_val_steps=kwargs.pop("num_sanity_val_steps", 0),
-            log_every_n_steps=kwargs.pop("log_every_n_steps", 10**9),
-            inference_mode=False,  # validation may fit the rows of held-out observations
-            use_distributed_sampler=False,  # the loaders shard by themselves
-            default_root_dir=default_root_dir,
-            **kwargs,
-        )
+        with quiet_lightning():
+            super().__init__(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                check_val_every_n_epoch=check_val_every_n_epoch,
+                callbacks=own + given,
+                logger=[history, *make_logger(logger, default_root_dir or ".")],
+                enable_checkpointing=enable_checkpointing
+                or any(isinstance(c, SaveCheckpoint) for c in given),
+                enable_progress_bar=progress,
+                enable_model_summary=kwargs.pop("enable_model_summary", False),
+                num_sanity_val_steps=kwargs.pop("num_sanity_val_steps", 0),
+                log_every_n_steps=kwargs.pop("log_every_n_steps", 1),
+                inference_mode=False,  # validation may fit the rows of held-out observations
+                use_distributed_sampler=False,  # the loaders shard by themselves
+                default_root_dir=default_root_dir,
+                **kwargs,
+            )
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Fit a plan, without Lightning's advertisements."""
-        with _quiet_lightning():
+        with quiet_lightning():
             super().fit(*args, **kwargs)
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's notices about devices, workers and services; warnings of its own remain."""
     names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         try:

@@ -1,0 +1,143 @@
+"""Export to ArviZ. Functions of a model."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovi._settings import settings
+from pyrovi.errors import ModelError
+from pyrovi.module.ledger import Role
+from pyrovi.posterior.arviz import to_container, with_chain
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pyrovi.model.base import BaseModelClass
+
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+)
+
+
+def to_arviz(
+    model: BaseModelClass,
+    sites: str | Sequence[str] | None = None,
+    *,
+    num_samples: int = 250,
+    adata: Any = None,
+    indices: Any = None,
+    groups: Sequence[str] = ("posterior", "constant_data"),
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> Any:
+    """Posterior draws as ``arviz.InferenceData`` (ArviZ 0.x) or ``xarray.DataTree`` (1.x).
+
+    Parameters
+    ----------
+    sites
+        Latent or deterministic sites of the posterior and prior groups; ``None`` for all latent
+        sites.
+    num_samples, adata, indices, batch_size, seed
+        As in :meth:`sample_posterior`.
+    groups
+        Groups to fill: any of ``posterior``, ``posterior_predictive``, ``log_likelihood``,
+        ``prior``, ``prior_predictive``, ``observed_data``, ``constant_data`` (the registered
+        covariates).
+
+    Returns
+    -------
+    arviz.InferenceData or xarray.DataTree
+        Dimensions and coordinates carry the data's own names.
+
+    Raises
+    ------
+    ModelError
+        If a group or site is unknown.
+
+    Notes
+    -----
+    Draws from a fitted guide are independent, so their effective sample size is their number and the
+    Monte-Carlo error says nothing about the error of the approximation. R-hat needs several fits.
+    """
+    if unknown := [group for group in groups if group not in GROUPS]:
+        raise ModelError(
+            f"Unknown group {', '.join(map(repr, unknown))}; groups are: {', '.join(GROUPS)}."
+        )
+    options: dict[str, Any] = {
+        "num_samples": num_samples,
+        "adata": adata,
+        "indices": indices,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    latent = model.sites.resolve(sites, Role.GLOBAL, Role.LOCAL)
+    observed = model.sites.names(Role.OBSERVED)
+    makers: dict[str, Callable[[], xr.Dataset]] = {
+        "posterior": lambda: with_chain(model.sample_posterior(latent, **options)),
+        "posterior_predictive": lambda: with_chain(model.posterior_predictive(**options)),
+        "log_likelihood": lambda: with_chain(model.log_likelihood(**options)),
+        "prior": lambda: with_chain(model.sample_prior(latent, **options)),
+        "prior_predictive": lambda: with_chain(model.sample_prior(observed, **options)),
+        "observed_data": lambda: _registered(model, adata, indices, observed=True),
+        "constant_data": lambda: _registered(model, adata, indices, observed=False),
+    }
+    made = {group: makers[group]() for group in groups}
+    return to_container(made, _attributes(model, seed))
+
+
+def _registered(model: BaseModelClass, adata: Any, indices: Any, *, observed: bool) -> xr.Dataset:
+    """Registered per-observation data: the observed fields, or all others (the covariates)."""
+    import xarray as xr
+
+    manager, positions, loader = model.loader(adata, indices)
+    names = set(model.sites.names(Role.OBSERVED))
+    coords = model.coords(manager, positions)
+    keys = [
+        key
+        for key, entry in model.registry["field_registries"].items()
+        if entry["tensor"] is not None
+        and entry["tensor"]["axis"] == "obs"
+        and (key in names) == observed
+    ]
+    columns: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for minibatch in loader(settings.batch_size):
+        for key in keys:
+            columns[key].append(minibatch[key].numpy())
+    variables: dict[str, Any] = {}
+    used: dict[str, Any] = {"obs": coords("obs", len(positions))}
+    for key in keys:
+        values = np.concatenate(columns[key])
+        if values.shape[1] == 1 and not observed:
+            variables[key] = (("obs",), values[:, 0])
+            continue
+        dim = "var" if key == "X" else key
+        labels = coords(dim, values.shape[1])
+        if labels is not None and len(labels) == values.shape[1]:
+            used[dim] = np.asarray(labels, dtype=object)
+        variables[key] = (("obs", dim if dim != key else f"{key}_dim_0"), values)
+    used["obs"] = np.asarray(used["obs"], dtype=object)
+    return xr.Dataset(variables, coords={k: v for k, v in used.items() if v is not None})
+
+
+def _attributes(model: BaseModelClass, seed: int | None) -> dict[str, Any]:
+    return {
+        "inference_library": "pyrovi",
+        "inference_library_version": version("pyrovi"),
+        "inference": "svi",
+        "guide": type(getattr(model.module.guide, "__self__", model.module.guide)).__name__,
+        "model": type(model).__name__,
+        "seed": settings.seed if seed is None else seed,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "note": "independent draws of a fitted guide: ess and mcse do not measure its error",
+    }

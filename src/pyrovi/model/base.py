@@ -1,0 +1,287 @@
+"""BaseModelClass: what a user holds. Owns a module and a registry."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from pyrovi.data import AnnDataManager
+from pyrovi.data.registry import AttrDict, registry_summary_stats
+from pyrovi.dataloaders import AnnDataLoader
+from pyrovi.dataloaders.example import example_minibatches
+from pyrovi.dataloaders.indices import resolve_indices
+from pyrovi.errors import ModelError, NotSetUpError
+from pyrovi.model import arviz_export, evidence, persistence, queries, training
+from pyrovi.model.coords import model_coords
+from pyrovi.model.setup import AnyData, register, registered_manager, transferred_manager
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.ledger import SiteLedger
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pyrovi.data.fields.base import AnnDataField
+    from pyrovi.posterior.engine import Loader
+
+MODEL_CLASSES: dict[str, type[BaseModelClass]] = {}
+"""Every model class that has been imported, by name: the only classes a saved model can become."""
+
+
+class BaseModelClass(ABC):
+    """A model of annotated data.
+
+    A subclass defines :meth:`setup_anndata` and ``__init__``, which assigns ``self.module``::
+
+        class Factors(BaseModelClass):
+            @classmethod
+            def setup_anndata(cls, adata, layer=None):
+                cls.register(adata, [LayerField("X", layer)], locals())
+
+            def __init__(self, adata, n_factors=8):
+                super().__init__(adata)
+                self.module = FactorModule(self.summary_stats.n_vars, n_factors)
+
+    Parameters
+    ----------
+    adata
+        AnnData or MuData that was set up for this class, or a registry (a mapping), which makes a
+        model without data.
+
+    Attributes
+    ----------
+    train_indices, validation_indices, test_indices
+        Positions of the observations of each set after training; ``None`` before.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not inspect.isabstract(cls):
+            MODEL_CLASSES[cls.__name__] = cls
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the arguments, so that the model can be made again from a file."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        self._init_arguments = _init_arguments(bound)
+        return self
+
+    def __init__(self, adata: AnyData | Mapping[str, Any]) -> None:
+        self._init_arguments: dict[str, Any]
+        self._adata_manager: AnnDataManager | None = None
+        if isinstance(adata, Mapping):
+            self._registry = dict(adata)
+        elif adata is None:
+            raise NotSetUpError(
+                f"{type(self).__name__} needs data: pass an AnnData that was set up with "
+                f"{type(self).__name__}.setup_anndata(adata, ...), or a registry."
+            )
+        else:
+            self._adata_manager = registered_manager(type(self), adata)
+            self._registry = self._adata_manager.registry
+        self._module: PyroBaseModule | None = None
+        self._history: dict[str, dict[int, float]] = {}
+        self._training: training.TrainingRecord | None = None
+        self.is_trained = False
+        self.train_indices: np.ndarray | None = None
+        self.validation_indices: np.ndarray | None = None
+        self.test_indices: np.ndarray | None = None
+
+    # ------------------------------------------------------------------ data
+
+    @classmethod
+    @abstractmethod
+    def setup_anndata(cls, adata: AnyData, **kwargs: Any) -> None:
+        """Declare which parts of an AnnData the model uses."""
+
+    @classmethod
+    def register(
+        cls,
+        adata: AnyData,
+        fields: Sequence[AnnDataField],
+        arguments: Mapping[str, Any],
+        method_name: str = "setup_anndata",
+    ) -> None:
+        """Register fields on an object: the last statement of a setup method.
+
+        Parameters
+        ----------
+        adata
+            AnnData or MuData.
+        fields
+            The fields; their registry keys are what ``model`` and ``guide`` can ask for.
+        arguments
+            Arguments of the setup method (``locals()``).
+        method_name
+            Name of the setup method.
+        """
+        register(cls, adata, fields, arguments, method_name)
+
+    @property
+    def adata_manager(self) -> AnnDataManager:
+        """Manager of the model's own data.
+
+        Raises
+        ------
+        NotSetUpError
+            If the model was loaded without data.
+        """
+        if self._adata_manager is None:
+            raise NotSetUpError(
+                f"This {type(self).__name__} was made without data. Pass `adata=` to the query, or "
+                "load the model with data: load(dir, adata)."
+            )
+        return self._adata_manager
+
+    @property
+    def adata(self) -> AnyData:
+        """The model's own data."""
+        return self.adata_manager.adata
+
+    @property
+    def registry(self) -> dict[str, Any]:
+        """Description of all fields; with the arguments of the class it makes the model again."""
+        return self._registry
+
+    @property
+    def summary_stats(self) -> AttrDict:
+        """Sizes (``n_obs``, ``n_vars``, ``n_batch``, ...)."""
+        return registry_summary_stats(self._registry)
+
+    def has_field(self, key: str) -> bool:
+        """Whether a field of this registry key holds data."""
+        entry = self._registry["field_registries"].get(key)
+        return entry is not None and entry["data_registry"].get("attr_name") is not None
+
+    def view_anndata_setup(self, hide_state_registries: bool = False) -> None:
+        """Print what is registered."""
+        from pyrovi.data.view import print_registry
+
+        print_registry(self._registry, hide_state_registries=hide_state_registries)
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Names of the variables, in the order the model knows them."""
+        from pyrovi.data.registry import registry_var_names
+
+        return registry_var_names(self._registry)
+
+    def manager_of(self, adata: AnyData | None) -> AnnDataManager:
+        """Manager of the data of a query: the model's own, or one transferred to ``adata``.
+
+        Raises
+        ------
+        RegistryError
+            If ``adata`` does not match the registry.
+        """
+        if adata is None:
+            return self.adata_manager
+        if self._adata_manager is not None and adata is self._adata_manager.adata:
+            return self._adata_manager
+        return transferred_manager(type(self), adata, self._registry)
+
+    def loader(
+        self, adata: AnyData | None = None, indices: Any = None
+    ) -> tuple[AnnDataManager, np.ndarray, Loader]:
+        """Manager, positions and loader of the observations of a query, in the order asked for."""
+        manager = self.manager_of(adata)
+        positions = resolve_indices(indices, manager.n_obs)
+
+        def make(batch_size: int) -> AnnDataLoader:
+            return AnnDataLoader(
+                manager, positions, batch_size=batch_size, n_obs=self.n_obs_training
+            )
+
+        return manager, positions, make
+
+    @property
+    def n_obs_training(self) -> int:
+        """Plate size ``N``: training observations, or all before training."""
+        if self._training is not None:
+            return self._training.n_obs
+        return int(self.summary_stats.n_obs)
+
+    # ------------------------------------------------------------------ module
+
+    @property
+    def module(self) -> PyroBaseModule:
+        """The model/guide pair.
+
+        Raises
+        ------
+        ModelError
+            If ``__init__`` has not assigned it.
+        """
+        if self._module is None:
+            raise ModelError(f"{type(self).__name__}.__init__ must assign self.module.")
+        return self._module
+
+    @module.setter
+    def module(self, module: PyroBaseModule) -> None:
+        module.materialise(example_minibatches(self._registry, self.summary_stats.n_obs))
+        module.eval()
+        self._module = module
+
+    @property
+    def sites(self) -> SiteLedger:
+        """Every site of the model: role, plates, shape, support."""
+        return self.module.ledger
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the module."""
+        return self.module.device
+
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the module."""
+        self.module.to(torch.device(device))
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """Metric -> one-column DataFrame indexed by epoch, over all calls of ``train``.
+
+        ``elbo_*``, ``reconstruction_loss_*``, ``kl_local_*`` and ``kl_global_*`` are losses per
+        observation (the negative ELBO and its parts, un-annealed: lower is better), as in scvi-tools.
+        """
+        from pyrovi.train.loggers import history_frames
+
+        return history_frames(self._history)
+
+    coords = model_coords
+
+    # ------------------------------------------------------------------ what a user does
+
+    train = training.train
+    sample_posterior = queries.sample_posterior
+    posterior_predictive = queries.posterior_predictive
+    sample_prior = queries.sample_prior
+    log_likelihood = queries.log_likelihood
+    to_arviz = arviz_export.to_arviz
+    get_elbo = evidence.get_elbo
+    get_marginal_ll = evidence.get_marginal_ll
+    get_reconstruction_error = evidence.get_reconstruction_error
+    save = persistence.save
+    load = classmethod(persistence.load)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self._init_arguments.items())
+        trained = "trained" if self.is_trained else "not trained"
+        sizes = ", ".join(f"{v} {k.removeprefix('n_')}" for k, v in self.summary_stats.items())
+        return f"{type(self).__name__}({arguments})\n{trained}; {sizes}\n{self.sites!r}"
+
+
+def _init_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name, parameter in list(bound.signature.parameters.items())[1:]:
+        if name in ("adata", "registry"):
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(bound.arguments.get(name, {}))
+        elif name in bound.arguments:
+            arguments[name] = bound.arguments[name]
+    return arguments

@@ -1,0 +1,57 @@
+"""Coordinates: the data's own names for the dimensions of labelled results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovi.data import AnnDataManager
+from pyrovi.data.registry import registry_var_names
+from pyrovi.errors import MissingKeyError
+from pyrovi.module.plates import OBS_PLATE
+from pyrovi.posterior.labels import Coords
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+_NAME_ENTRIES = ("categorical_mapping", "column_names")
+
+
+def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.ndarray) -> Coords:
+    """Coordinate values by dimension name.
+
+    ``"obs"`` is the observations' names, ``"var"`` the variables'. Any other dimension that is named
+    like a registry key takes that field's categories or column names; dimensions the data do not
+    know have none.
+
+    Parameters
+    ----------
+    model
+        The model.
+    manager
+        Manager of the queried data.
+    positions
+        Positions of the queried observations.
+    """
+    registered = model.registry["field_registries"]
+
+    def coords(dim: str, size: int) -> np.ndarray | None:
+        if dim == OBS_PLATE:
+            return np.asarray(manager.obs_names[positions])
+        if dim == "var":
+            return _variable_names(model.registry)
+        if dim not in registered:
+            return None
+        state: dict[str, Any] = registered[dim]["state_registry"]
+        names = next((state[entry] for entry in _NAME_ENTRIES if entry in state), None)
+        return None if names is None else np.asarray(names)
+
+    return coords
+
+
+def _variable_names(registry: dict[str, Any]) -> np.ndarray | None:
+    try:
+        return np.asarray(registry_var_names(registry))
+    except MissingKeyError:
+        return None

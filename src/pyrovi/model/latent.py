@@ -1,0 +1,98 @@
+"""Latent representations of observations. Functions of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+
+from pyrovi._rng import stream
+from pyrovi._settings import settings
+from pyrovi.errors import ModelError
+from pyrovi.model.queries import posterior_globals
+from pyrovi.posterior.stories import guide_trace
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+
+def guide_moments(
+    model: BaseModelClass,
+    site: str,
+    adata: Any = None,
+    indices: Any = None,
+    batch_size: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the guide's distribution of a local site, for each observation.
+
+    Parameters
+    ----------
+    site
+        Name of a local site.
+    adata, indices, batch_size
+        As in :meth:`sample_posterior`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Mean and variance, each of shape ``(n, ...)``.
+
+    Raises
+    ------
+    ModelError
+        If the site is not local.
+    """
+    if not model.sites[site].is_local:
+        raise ModelError(f"Site {site!r} has no value per observation.")
+    _, _, loader = model.loader(adata, indices)
+    draws = {name: value[0] for name, value in posterior_globals(model, 1).items()}
+    means, variances = [], []
+    device = model.device
+    for minibatch in loader(batch_size or settings.batch_size):
+        with torch.no_grad(), stream("moments"), pyro.validation_enabled(False):
+            fn = guide_trace(model.module, minibatch.to(device), draws).nodes[site]["fn"]
+        means.append(fn.mean.cpu().numpy())
+        variances.append(fn.variance.cpu().numpy())
+    return np.concatenate(means), np.concatenate(variances)
+
+
+def get_latent_representation(
+    model: BaseModelClass,
+    adata: Any = None,
+    indices: Any = None,
+    *,
+    give_mean: bool = True,
+    mc_samples: int = 5000,
+    batch_size: int | None = None,
+    return_dist: bool = False,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Latent representation of each observation.
+
+    Parameters
+    ----------
+    adata, indices, batch_size
+        As in :meth:`sample_posterior`.
+    give_mean
+        The posterior mean; otherwise one draw.
+    mc_samples
+        Draws for the mean where it has no closed form (``latent_distribution="ln"``).
+    return_dist
+        Return mean and **variance** of the Gaussian ``q(z | x)`` instead.
+
+    Returns
+    -------
+    numpy.ndarray or tuple
+        Shape ``(n, n_latent)``.
+    """
+    moments = guide_moments(model, "z", adata, indices, batch_size)
+    if return_dist:
+        return moments
+    options: dict[str, Any] = {"adata": adata, "indices": indices, "batch_size": batch_size}
+    if not give_mean:
+        return model.sample_posterior("latent", num_samples=1, **options)["latent"].values[0]
+    if model.module.latent_distribution == "normal":
+        return moments[0]
+    draws = model.sample_posterior("latent", num_samples=mc_samples, reduce="mean", **options)
+    return draws["latent"].values

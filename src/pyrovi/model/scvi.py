@@ -1,0 +1,146 @@
+"""SCVI: single-cell variational inference (Lopez et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from anndata import AnnData
+
+from pyrovi._constants import REGISTRY_KEYS
+from pyrovi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from pyrovi.model import latent
+from pyrovi.model.base import BaseModelClass
+from pyrovi.module.vae import VAE
+
+
+class SCVI(BaseModelClass):
+    """Latent space, batch correction, normalised expression and differential expression of counts.
+
+    The generative story and its symbols are those of :class:`~pyrovi.module.vae.VAE`.
+
+    Parameters
+    ----------
+    adata
+        AnnData that was set up with :meth:`setup_anndata`, or a registry.
+    n_hidden, n_latent, n_layers, dropout_rate
+        Size of the networks.
+    dispersion, gene_likelihood, latent_distribution, use_observed_lib_size
+        The story's options.
+    kwargs
+        Further options of :class:`~pyrovi.module.vae.VAE`.
+
+    References
+    ----------
+    Lopez, Regier, Cole, Jordan, Yosef: Deep generative modeling for single-cell transcriptomics.
+    Nature Methods 15, 1053-1058 (2018).
+
+    Examples
+    --------
+    >>> SCVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    >>> model = SCVI(adata, n_latent=10)
+    >>> model.train()
+    >>> adata.obsm["X_scVI"] = model.get_latent_representation()
+    """
+
+    def __init__(
+        self,
+        adata: AnnData | dict[str, Any] | None = None,
+        registry: dict[str, Any] | None = None,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        use_observed_lib_size: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(registry if adata is None else adata)
+        stats = self.summary_stats
+        covariates = self.registry["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
+        has_size_factor = self.has_field(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        means, variances = (None, None)
+        if not use_observed_lib_size and not has_size_factor:
+            means, variances = self._library_moments(stats.n_batch)
+        self.module = VAE(
+            n_vars=stats.n_vars,
+            n_batch=stats.n_batch,
+            n_labels=stats.n_labels,
+            n_hidden=n_hidden,
+            n_latent=n_latent,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            n_cats_per_cov=list(covariates.get("n_cats_per_key", [])),
+            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            dispersion=dispersion,
+            gene_likelihood=gene_likelihood,
+            latent_distribution=latent_distribution,
+            use_observed_lib_size=use_observed_lib_size,
+            use_size_factor_key=has_size_factor,
+            library_log_means=means,
+            library_log_vars=variances,
+            **kwargs,
+        )
+
+    @classmethod
+    def setup_anndata(  # type: ignore[override]
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+    ) -> None:
+        """Declare which parts of an AnnData the model uses.
+
+        Parameters
+        ----------
+        adata
+            The data; only an id is written, to ``adata.uns``.
+        layer
+            Layer with raw counts; ``None`` for ``X``.
+        batch_key, labels_key
+            Columns of ``obs``.
+        size_factor_key
+            Column of ``obs`` with positive size factors, instead of the observed totals.
+        categorical_covariate_keys, continuous_covariate_keys
+            Columns of ``obs`` to correct for.
+
+        Raises
+        ------
+        DataError, MissingKeyError
+            If the data are not raw counts, or a column is missing.
+        """
+        arguments = locals()
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        cls.register(adata, fields, arguments)
+
+    def _library_moments(self, n_batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the log totals in each batch; given by the data at first use."""
+        if self._adata_manager is None:
+            return np.zeros(n_batch), np.ones(n_batch)  # a file that is loaded overwrites them
+        counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))[:, 0]
+        log_totals = np.log(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
+        groups = [log_totals[batch == b] for b in range(n_batch)]
+        return np.array([g.mean() for g in groups]), np.array([g.var() for g in groups])
+
+    get_latent_representation = latent.get_latent_representation

@@ -1,0 +1,186 @@
+"""``model.train``: stochastic variational inference of a model on its own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrovi._settings import settings
+from pyrovi.errors import TrainingError
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+
+@dataclass
+class TrainingRecord:
+    """What the next call of ``train`` and the queries need to know of the last one."""
+
+    n_obs: int
+    """Number of training observations, the plate size."""
+    plan_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
+    """Epochs, steps and optimiser state; ``None`` for a model loaded from a file."""
+    epochs: int = 0
+    stopping_reason: str | None = None
+
+
+def max_epochs_heuristic(n_obs: int, cap: int = 400, decay_at: int = 20_000) -> int:
+    """Default number of epochs: ``cap`` up to ``decay_at`` observations, then fewer, at least 1."""
+    return max(1, min(round(decay_at / n_obs * cap), cap))
+
+
+def train(
+    model: BaseModelClass,
+    max_epochs: int | None = None,
+    *,
+    accelerator: str = "auto",
+    devices: Any = 1,
+    train_size: float | None = None,
+    validation_size: float | None = None,
+    shuffle_set_split: bool = True,
+    batch_size: int | None | str = "default",
+    load_sparse_tensor: bool = False,
+    early_stopping: bool = False,
+    lr: float | None = None,
+    ckpt_path: str | Path | None = None,
+    datasplitter_kwargs: Mapping[str, Any] | None = None,
+    plan_kwargs: Mapping[str, Any] | None = None,
+    **trainer_kwargs: Any,
+) -> None:
+    """Fit the model by stochastic variational inference.
+
+    Calling it again goes on: from the parameters, epochs and (with the same ``plan_kwargs``) the
+    optimiser's state of the last call, with the KL warm-up behind it.
+
+    Parameters
+    ----------
+    max_epochs
+        Epochs of this call; ``None``: 400, fewer above 20,000 observations. With ``ckpt_path``, the
+        epochs of the whole run.
+    accelerator, devices
+        As in Lightning. Several devices train data-parallel.
+    train_size, validation_size, shuffle_set_split
+        Division of the observations; by default 90 % are for training, the rest for validation.
+        ``datasplitter_kwargs={"external_indexing": [train, validation, test]}`` gives it explicitly.
+    batch_size
+        Observations per minibatch (default: ``settings.batch_size``); ``None`` keeps all training
+        observations on the device as one batch.
+    load_sparse_tensor
+        Send sparse minibatches to the device in compressed form.
+    early_stopping
+        Stop when ``elbo_validation`` has stopped improving, and restore the best parameters.
+    lr
+        Learning rate; short for ``plan_kwargs={"lr": ...}``.
+    ckpt_path
+        Training checkpoint to resume from (see ``enable_checkpointing``).
+    datasplitter_kwargs, plan_kwargs
+        Further arguments of :class:`~pyrovi.dataloaders.DataSplitter` and
+        :class:`~pyrovi.train.SVITrainingPlan`.
+    trainer_kwargs
+        Further arguments of :class:`~pyrovi.train.Trainer` (``early_stopping_patience``,
+        ``enable_checkpointing``, ``logger``, ``callbacks``, ``gradient_clip_val``, ...).
+
+    Raises
+    ------
+    TrainingError
+        If training cannot start, or the loss is not finite.
+    """
+    from pyrovi.train.runner import TrainRunner, choose_plan
+
+    manager = model.adata_manager
+    if max_epochs is None:
+        max_epochs = max_epochs_heuristic(manager.n_obs)
+    size = settings.batch_size if batch_size == "default" else batch_size
+    plan_arguments = dict(plan_kwargs or {}) | ({} if lr is None else {"lr": lr})
+    data = _splitter(
+        model,
+        {
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "shuffle_set_split": shuffle_set_split,
+            **({"load_sparse_tensor": True} if load_sparse_tensor else {}),
+            **(datasplitter_kwargs or {}),
+        },
+        size,
+        accelerator,
+    )
+    if early_stopping and data.n_val == 0:
+        raise TrainingError(
+            "early_stopping=True needs validation observations, but train_size leaves none; use "
+            "train_size=0.9, or stop on the training ELBO with callbacks=[ELBOConvergence()]."
+        )
+    plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
+    runner = TrainRunner(
+        plan,
+        data,
+        max_epochs,
+        state=_continuation(model, plan_arguments),
+        ckpt_path=ckpt_path,
+        accelerator=accelerator,
+        devices=devices,
+        early_stopping=early_stopping,
+        **trainer_kwargs,
+    )
+    model.train_indices, model.validation_indices = data.train_idx, data.val_idx
+    model.test_indices = data.test_idx
+    try:
+        state = runner()
+    finally:
+        for metric, values in runner.history.values.items():
+            model._history.setdefault(metric, {}).update(values)
+        epochs = plan.epochs_done
+        model._training = TrainingRecord(data.n_train, plan_arguments, None, epochs)
+        model.is_trained = model.is_trained or epochs > 0
+    model._training = TrainingRecord(
+        data.n_train, plan_arguments, state, epochs, runner.stopping_reason
+    )
+    model.to_device(runner.trainer.strategy.root_device)
+    _fit_held_out_rows(model)
+
+
+def _splitter(
+    model: BaseModelClass, options: dict[str, Any], batch_size: Any, accelerator: str
+) -> Any:
+    from pyrovi.dataloaders import DataSplitter, DeviceBackedDataSplitter
+
+    if options.get("external_indexing") is not None:
+        options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
+    if batch_size is None:
+        return DeviceBackedDataSplitter(
+            model.adata_manager, batch_size=None, accelerator=accelerator, **options
+        )
+    return DataSplitter(model.adata_manager, batch_size=int(batch_size), **options)
+
+
+def _continuation(
+    model: BaseModelClass, plan_arguments: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """State to go on from; the optimiser's only if it is configured as before."""
+    last = model._training
+    if last is None or last.epochs == 0:
+        return None
+    if last.state is not None and last.plan_kwargs == plan_arguments:
+        return last.state
+    steps = 0 if last.state is None else last.state["steps"]
+    # no warm-up once more: the KL terms have their full weight already
+    return {"epochs": last.epochs, "steps": steps, "n_epochs_kl_warmup": 0, "n_steps_kl_warmup": 0}
+
+
+def _fit_held_out_rows(model: BaseModelClass) -> None:
+    """Fit the per-observation parameters of observations that training has not seen."""
+    if not model.module.row_parameters:
+        return
+    from pyrovi.dataloaders import AnnDataLoader
+    from pyrovi.train.rows import fit_rows
+
+    import numpy as np
+
+    held_out = np.setdiff1d(np.arange(model.adata_manager.n_obs), model.train_indices)
+    if len(held_out) == 0:
+        return
+    elbo = model.module.default_elbo()
+    for minibatch in AnnDataLoader(model.adata_manager, held_out, n_obs=model.n_obs_training):
+        fit_rows(model.module, elbo, minibatch.to(model.device))

@@ -1,0 +1,306 @@
+r"""VAE: the model/guide pair of scVI (Lopez et al. 2018, Nature Methods 15:1053)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyrovi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
+from pyrovi.errors import ModelError
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.nn import DecoderSCVI, Embedding, Encoder, one_hot
+
+_SMALLEST_RATE = 1e-8
+"""Added to the rate of a count: softmax underflows to zero in float32."""
+
+_CHOICES = {
+    "dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
+    "gene_likelihood": ("zinb", "nb", "poisson", "normal"),
+    "latent_distribution": ("normal", "ln"),
+    "batch_representation": ("one-hot", "embedding"),
+    "use_batch_norm": ("encoder", "decoder", "none", "both"),
+    "use_layer_norm": ("encoder", "decoder", "none", "both"),
+}
+
+
+class VAE(PyroBaseModule):
+    r"""Variational autoencoder of counts.
+
+    For cell :math:`n` with batch :math:`s_n`, and gene :math:`g`:
+
+    .. math::
+        z_n &\sim \mathrm{Normal}(0, I) \\
+        l_n &= \log \textstyle\sum_g x_{ng}, \text{ or a given log size factor, or }
+              l_n \sim \mathrm{Normal}(m_{s_n}, v_{s_n}) \\
+        \rho_n &= \mathrm{softmax}(\mathrm{decoder}(z_n, s_n)) \\
+        \mu_{ng} &= e^{l_n} \rho_{ng} \\
+        x_{ng} &\sim \mathrm{ZINB}(\mu_{ng}, \theta_g, \pi_{ng})
+
+    with the guide :math:`q(z_n \mid x_n) = \mathrm{Normal}(m(x_n), s(x_n))` (and another encoder for
+    :math:`l_n` where it is latent). :math:`\theta` is the inverse dispersion: the variance of the
+    negative binomial is :math:`\mu + \mu^2 / \theta`.
+
+    Parameters
+    ----------
+    n_vars, n_batch, n_labels
+        Numbers of genes, batches and labels.
+    n_hidden, n_latent, n_layers, dropout_rate
+        Width, latent dimensions, hidden layers of encoder and decoder, dropout of the encoder.
+    n_cats_per_cov, n_continuous_cov
+        Further covariates.
+    dispersion
+        Whether :math:`\theta` is per ``"gene"``, ``"gene-batch"``, ``"gene-label"`` or
+        ``"gene-cell"`` (predicted by the decoder).
+    gene_likelihood
+        ``"zinb"``, ``"nb"``, ``"poisson"`` or ``"normal"``.
+    latent_distribution
+        ``"normal"``, or ``"ln"``: the decoder sees ``softmax(z)``. The site ``z`` is Gaussian in
+        both cases; ``latent`` is what the decoder sees.
+    log_variational
+        Whether the encoder sees ``log1p(x)``.
+    encode_covariates
+        Whether the encoder sees batch and covariates.
+    deeply_inject_covariates
+        Whether covariates enter every layer, not only the first.
+    batch_representation, batch_embedding_dim
+        ``"one-hot"``, or ``"embedding"`` with so many dimensions.
+    use_batch_norm, use_layer_norm
+        ``"encoder"``, ``"decoder"``, ``"both"`` or ``"none"``.
+    use_size_factor_key
+        Whether a size factor is registered: the scale is then ``softplus``, not ``softmax``.
+    use_observed_lib_size
+        Whether :math:`l_n` is the observed log total.
+    library_log_means, library_log_vars
+        Mean and variance of the log totals in each batch, shape ``(n_batch,)``; needed where
+        :math:`l_n` is latent.
+
+    Raises
+    ------
+    ModelError
+        If an option has an unknown value, or the library moments are missing.
+    """
+
+    def __init__(
+        self,
+        n_vars: int,
+        n_batch: int = 1,
+        n_labels: int = 1,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        *,
+        n_cats_per_cov: list[int] | None = None,
+        n_continuous_cov: int = 0,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        log_variational: bool = True,
+        encode_covariates: bool = False,
+        deeply_inject_covariates: bool = True,
+        batch_representation: Literal["one-hot", "embedding"] = "one-hot",
+        batch_embedding_dim: int = 5,
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "both",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_size_factor_key: bool = False,
+        use_observed_lib_size: bool = True,
+        library_log_means: np.ndarray | None = None,
+        library_log_vars: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        _check_choices(locals())
+        self.n_latent, self.n_batch, self.n_labels = n_latent, n_batch, n_labels
+        self.dispersion, self.gene_likelihood = dispersion, gene_likelihood
+        self.latent_distribution = latent_distribution
+        self.log_variational, self.encode_covariates = log_variational, encode_covariates
+        self.use_size_factor_key = use_size_factor_key
+        self.latent_library = not use_observed_lib_size and not use_size_factor_key
+
+        self.site_dims = {"z": ("latent",), "latent": ("latent",), "library": ("library",)}
+        self.site_dims |= {"rho": ("var",), "mu": ("var",), "X": ("var",)}
+        if self.latent_library:
+            self.site_dims["l"] = ("library",)
+
+        embedded = batch_representation == "embedding"
+        self.batch_embedding = Embedding(n_batch, batch_embedding_dim) if embedded else None
+        n_cats = ([] if embedded else [n_batch]) + list(n_cats_per_cov or [])
+        n_extra = batch_embedding_dim if embedded else 0
+        self.encoder = self._make_encoder(
+            n_vars, n_latent, n_layers, n_hidden, n_cats, n_continuous_cov, n_extra, dropout_rate,
+            deeply_inject_covariates, use_batch_norm, use_layer_norm,
+        )  # fmt: skip
+        self.decoder = DecoderSCVI(
+            n_latent + n_extra,
+            n_vars,
+            n_cat_list=n_cats,
+            n_cont=n_continuous_cov,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            inject_covariates=deeply_inject_covariates,
+            use_batch_norm=use_batch_norm in ("decoder", "both"),
+            use_layer_norm=use_layer_norm in ("decoder", "both"),
+            scale_activation="softplus" if use_size_factor_key else "softmax",
+            cell_dispersion=dispersion == "gene-cell" and gene_likelihood != "poisson",
+            zero_inflation=gene_likelihood == "zinb",
+        )
+        self.log_theta = self._make_log_theta(n_vars)
+        if self.latent_library:
+            self.library_encoder = self._make_encoder(
+                n_vars, 1, 1, n_hidden, n_cats, n_continuous_cov, n_extra, dropout_rate,
+                deeply_inject_covariates, use_batch_norm, use_layer_norm,
+            )  # fmt: skip
+            self._set_library_prior(library_log_means, library_log_vars)
+
+    # ------------------------------------------------------------------ the story
+
+    def model(
+        self,
+        X: Tensor,
+        batch: Tensor,
+        labels: Tensor,
+        size_factor: Tensor | None = None,
+        extra_categorical_covs: Tensor | None = None,
+        extra_continuous_covs: Tensor | None = None,
+    ) -> None:
+        """The generative story; see the class."""
+        with self.obs_plate():
+            z = pyro.sample("z", dist.Normal(X.new_zeros(self.n_latent), 1.0).to_event(1))
+            latent = z.softmax(-1) if self.latent_distribution == "ln" else z
+            latent = pyro.deterministic("latent", latent, event_dim=1)
+            library = self._library(X, batch, size_factor)
+
+            inputs = torch.cat([latent, *_broadcast(latent, self._embedded(batch))], -1)
+            categorical = self._categorical(batch, extra_categorical_covs)
+            out = self.decoder(inputs, library, *categorical, cont=extra_continuous_covs)
+            pyro.deterministic("rho", out.scale, event_dim=1)
+            mu = pyro.deterministic("mu", out.rate, event_dim=1)
+            theta = self._theta(out.r, batch, labels)
+            pyro.sample("X", self._likelihood(mu, theta, out).to_event(1), obs=X)
+
+    def guide(
+        self,
+        X: Tensor,
+        batch: Tensor,
+        extra_categorical_covs: Tensor | None = None,
+        extra_continuous_covs: Tensor | None = None,
+    ) -> None:
+        """The amortised guide: each cell's counts tell its latent variables."""
+        x = X.log1p() if self.log_variational else X
+        categorical: tuple[Tensor, ...] = ()
+        continuous = None
+        if self.encode_covariates:
+            x = torch.cat([x, *self._embedded(batch)], -1)
+            categorical = self._categorical(batch, extra_categorical_covs)
+            continuous = extra_continuous_covs
+        with self.obs_plate():
+            loc, scale = self.encoder(x, *categorical, cont=continuous)
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+            if self.latent_library:
+                loc, scale = self.library_encoder(x, *categorical, cont=continuous)
+                pyro.sample("l", dist.Normal(loc, scale).to_event(1))
+
+    def default_elbo(self) -> ELBO:
+        """The KL of diagonal Gaussians has a closed form."""
+        return TraceMeanField_ELBO(max_plate_nesting=1)
+
+    # ------------------------------------------------------------------ its parts
+
+    def _library(self, X: Tensor, batch: Tensor, size_factor: Tensor | None) -> Tensor:
+        """Log library size of each cell, shape ``(n, 1)``."""
+        if self.latent_library:
+            mean = self.library_log_means[batch[..., 0], None]
+            sd = self.library_log_vars[batch[..., 0], None].sqrt()
+            library = pyro.sample("l", dist.Normal(mean, sd).to_event(1))
+        elif self.use_size_factor_key:
+            assert size_factor is not None
+            library = size_factor.log()
+        else:
+            library = X.sum(-1, keepdim=True).log()
+        return pyro.deterministic("library", library, event_dim=1)
+
+    def _theta(self, predicted: Tensor | None, batch: Tensor, labels: Tensor) -> Tensor | None:
+        """Inverse dispersion (standard deviation for the normal likelihood)."""
+        if self.gene_likelihood == "poisson":
+            return None
+        if self.dispersion == "gene-cell":
+            assert predicted is not None
+            return predicted.exp()
+        if self.dispersion == "gene-batch":
+            return (one_hot(batch, self.n_batch) @ self.log_theta.T).exp()
+        if self.dispersion == "gene-label":
+            return (one_hot(labels, self.n_labels) @ self.log_theta.T).exp()
+        return self.log_theta.exp()
+
+    def _likelihood(self, mu: Tensor, theta: Tensor | None, out: Any) -> Any:
+        if self.gene_likelihood == "normal":
+            return Normal(mu, theta, normal_mu=out.scale)
+        rate = mu + _SMALLEST_RATE
+        if self.gene_likelihood == "poisson":
+            return Poisson(rate, scale=out.scale)
+        if self.gene_likelihood == "nb":
+            return NegativeBinomial(mu=rate, theta=theta, scale=out.scale)
+        return ZeroInflatedNegativeBinomial(
+            mu=rate, theta=theta, zi_logits=out.dropout, scale=out.scale
+        )
+
+    def _embedded(self, batch: Tensor) -> list[Tensor]:
+        return [] if self.batch_embedding is None else [self.batch_embedding(batch[..., 0])]
+
+    def _categorical(self, batch: Tensor, covariates: Tensor | None) -> tuple[Tensor, ...]:
+        own = (batch,) if self.batch_embedding is None else ()
+        return own if covariates is None else (*own, *covariates.split(1, dim=-1))
+
+    # ------------------------------------------------------------------ construction
+
+    def _make_encoder(
+        self, n_vars: int, n_output: int, n_layers: int, n_hidden: int, n_cats: list[int],
+        n_cont: int, n_extra: int, dropout_rate: float, inject: bool, batch_norm: str,
+        layer_norm: str,
+    ) -> Encoder:  # fmt: skip
+        encode = self.encode_covariates
+        return Encoder(
+            n_vars + (n_extra if encode else 0),
+            n_output,
+            n_cat_list=n_cats if encode else None,
+            n_cont=n_cont if encode else 0,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            inject_covariates=inject,
+            use_batch_norm=batch_norm in ("encoder", "both"),
+            use_layer_norm=layer_norm in ("encoder", "both"),
+        )
+
+    def _make_log_theta(self, n_vars: int) -> nn.Parameter | None:
+        """Log inverse dispersion; only where it is used, so that no parameter lies idle."""
+        if self.gene_likelihood == "poisson" or self.dispersion == "gene-cell":
+            return None
+        columns = {"gene-batch": (self.n_batch,), "gene-label": (self.n_labels,)}
+        return nn.Parameter(torch.randn(n_vars, *columns.get(self.dispersion, ())))
+
+    def _set_library_prior(self, means: np.ndarray | None, variances: np.ndarray | None) -> None:
+        if means is None or variances is None:
+            raise ModelError(
+                "A latent library size needs library_log_means and library_log_vars, the moments of "
+                "the log totals in each batch."
+            )
+        self.register_buffer("library_log_means", torch.as_tensor(means, dtype=torch.float32))
+        self.register_buffer("library_log_vars", torch.as_tensor(variances, dtype=torch.float32))
+
+
+def _broadcast(like: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    return [t.expand(*like.shape[:-1], t.shape[-1]) for t in tensors]
+
+
+def _check_choices(arguments: dict[str, Any]) -> None:
+    for name, choices in _CHOICES.items():
+        if arguments[name] not in choices:
+            raise ModelError(
+                f"{name} must be one of {', '.join(map(repr, choices))}, got {arguments[name]!r}."
+            )

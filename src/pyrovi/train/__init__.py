@@ -1,0 +1,31 @@
+"""Training: SVI plans, trainer, callbacks and loggers. Importing it imports Lightning."""
+
+from __future__ import annotations
+
+from pyrovi.train.callbacks import (
+    BestCheckpoint,
+    ELBOConvergence,
+    LoudEarlyStopping,
+    NaNGuard,
+    SaveCheckpoint,
+)
+from pyrovi.train.loggers import HistoryLogger
+from pyrovi.train.manual_plan import ManualSVITrainingPlan
+from pyrovi.train.plan import SVITrainingPlan
+from pyrovi.train.progress import TrainingProgressBar
+from pyrovi.train.runner import TrainRunner
+from pyrovi.train.trainer import Trainer
+
+__all__ = [
+    "BestCheckpoint",
+    "ELBOConvergence",
+    "HistoryLogger",
+    "LoudEarlyStopping",
+    "ManualSVITrainingPlan",
+    "NaNGuard",
+    "SVITrainingPlan",
+    "SaveCheckpoint",
+    "TrainRunner",
+    "Trainer",
+    "TrainingProgressBar",
+]
