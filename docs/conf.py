@@ -52,3 +52,5 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"pyrovi {release}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]

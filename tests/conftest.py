@@ -15,7 +15,8 @@ import torch
 from pyrovi._settings import Settings, settings
 
 # Workers of pytest-xdist share the machine: more threads each would only get in each other's way.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 # Examples are the same in every run, and a slow machine is no failure.
 hypothesis.settings.register_profile("pyrovi", deadline=None, derandomize=True)

@@ -10,7 +10,18 @@ from pyrovi._lazy import lazy_attributes
 from pyrovi._settings import settings
 
 if TYPE_CHECKING:
-    from pyrovi import data, dataloaders, distributions, errors, model, module, nn, posterior, train
+    from pyrovi import (
+        criticism,
+        data,
+        dataloaders,
+        distributions,
+        errors,
+        model,
+        module,
+        nn,
+        posterior,
+        train,
+    )
     from pyrovi.model.persistence import load_any as load
     from pyrovi.module.plates import obs_plate, plate
 
@@ -18,6 +29,7 @@ __version__ = version("pyrovi")
 
 __all__ = [
     "REGISTRY_KEYS",
+    "criticism",
     "data",
     "dataloaders",
     "distributions",
@@ -38,6 +50,7 @@ __getattr__, __dir__ = lazy_attributes(
     {
         **dict.fromkeys(
             (
+                "criticism",
                 "data",
                 "dataloaders",
                 "distributions",

@@ -366,8 +366,11 @@ def test_copies_and_subsets_are_other_objects(adata: anndata.AnnData) -> None:
     assert len(ids) == 3
     assert adata.uns[UUID_KEY] == manager.adata_uuid
     assert part.uns[UUID_KEY] != clone.uns[UUID_KEY]
-    # The same object keeps its id through another setup.
-    assert make_manager(adata).adata_uuid == manager.adata_uuid
+    # Another setup has another id: copies that were made before keep the earlier one.
+    before = adata.copy()
+    again = make_manager(adata)
+    assert adata.uns[UUID_KEY] == again.adata_uuid != manager.adata_uuid
+    assert before.uns[UUID_KEY] == manager.adata_uuid
 
 
 def test_managers_of_one_object_do_not_clobber_each_other(adata: anndata.AnnData) -> None:
@@ -396,6 +399,10 @@ def test_transfer_to_a_view_leaves_it_a_view(adata: anndata.AnnData) -> None:
     query = manager.transfer_fields(view)
     assert view.is_view
     assert query.adata_uuid != manager.adata_uuid
+    other = adata.copy()
+    other.uns.clear()
+    manager.transfer_fields(other)
+    assert UUID_KEY not in other.uns  # nothing is written in a transfer
     np.testing.assert_array_equal(
         query.get_from_registry("batch"), manager.get_from_registry("batch")[::-2]
     )

@@ -1,11 +1,9 @@
-"""Which object is which: ids of AnnData and MuData objects."""
+"""Ids by which a later model finds the setup of an AnnData or MuData."""
 
 from __future__ import annotations
 
 import uuid
 import warnings
-import weakref
-from typing import Any
 
 from anndata import ImplicitModificationWarning
 
@@ -13,35 +11,29 @@ from pyrovi._constants import UUID_KEY
 from pyrovi.data.fields.base import AnyData
 from pyrovi.errors import DataError
 
-# Which live object an id belongs to: copies and subsets carry the id of their original in `uns`.
-_owners: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
+def new_id(adata: AnyData, *, write: bool) -> str:
+    """New id for a registration of an object.
 
-def identify(adata: AnyData, *, keep_view: bool) -> str:
-    """Id of an object: the one it has, or a new one that is written to its ``uns``.
-
-    A copy or subset carries the id of its original; it is told apart and gets an id of its own.
+    Each setup has an id of its own, which copies and subsets carry along: they share the setup they
+    were made under, whatever is done to the original afterwards.
 
     Parameters
     ----------
     adata
         AnnData or MuData.
-    keep_view
-        Give a view an id without writing it, so that it stays a view. Otherwise a view becomes an
-        actual copy, as always when one writes into it.
+    write
+        Write the id to ``uns``. A view becomes an actual copy then, as always when one writes into
+        it.
 
     Raises
     ------
     DataError
         If a view of data on disk would have to be written to.
     """
-    known = adata.uns.get(UUID_KEY)
-    if isinstance(known, str) and _owners.setdefault(known, adata) is adata:
-        return known
     fresh = str(uuid.uuid4())
-    is_view = bool(adata.is_view)
-    if not (is_view and keep_view):
-        if is_view and getattr(adata, "isbacked", False):
+    if write:
+        if adata.is_view and getattr(adata, "isbacked", False):
             raise DataError(
                 "The data are a view of an AnnData on disk, into which no id can be written. "
                 "Expected data in memory or the whole file: take `adata.to_memory()`."
@@ -50,5 +42,4 @@ def identify(adata: AnyData, *, keep_view: bool) -> str:
             # That a view becomes a copy is documented; the user need not be told of an accident.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
             adata.uns[UUID_KEY] = fresh
-    _owners[fresh] = adata
     return fresh

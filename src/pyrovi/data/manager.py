@@ -12,7 +12,7 @@ import pandas as pd
 
 from pyrovi.data.containers import preview
 from pyrovi.data.fields.base import JSON, AnnDataField, AnyData
-from pyrovi.data.identity import identify
+from pyrovi.data.identity import new_id
 from pyrovi.data.registry import (
     FORMAT,
     AttrDict,
@@ -47,9 +47,10 @@ class AnnDataManager:
 
     Notes
     -----
-    Registration writes one thing into the object, an id in ``uns`` (``"_pyrovi_uuid"``). It reads
-    everything else, and keeps no copy: data are taken from the object when they are asked for.
-    A subset or copy carries the id along, but is another object and is never taken for this one.
+    Registration writes one thing into the object, an id in ``uns`` (``"_pyrovi_uuid"``); a transfer
+    to other data writes nothing. It reads everything else, and keeps no copy: data are taken from
+    the object when they are asked for. A subset or copy carries the id along, but is another object
+    and is never taken for this one.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class AnnDataManager:
         self,
         adata: AnyData,
         source_registry: Mapping[str, Any] | None = None,
+        *,
+        write_id: bool = True,
         **transfer_kwargs: bool,
     ) -> None:
         """Register all fields on an object.
@@ -88,10 +91,12 @@ class AnnDataManager:
         Parameters
         ----------
         adata
-            AnnData or MuData. On a view the id makes AnnData turn it into an actual copy, except
-            in a transfer, which leaves a view as it is.
+            AnnData or MuData. On a view the id makes AnnData turn it into an actual copy.
         source_registry
             Registry to transfer from: the object must match it.
+        write_id
+            Write an id to ``adata.uns``. A transfer never does: it leaves the object, and a view a
+            view, as it is.
         **transfer_kwargs
             ``extend_categories``, ``allow_missing_labels``; only with a source registry.
 
@@ -121,7 +126,7 @@ class AnnDataManager:
         # Nothing is kept or written before everything has passed.
         self._field_registries = registries
         self._transfer_kwargs = dict(transfer_kwargs)
-        self._uuid = identify(adata, keep_view=source_registry is not None)
+        self._uuid = new_id(adata, write=write_id and source_registry is None)
         self._n_obs = int(adata.n_obs)
         self._adata = adata
 
@@ -220,7 +225,7 @@ class AnnDataManager:
 
     @property
     def adata_uuid(self) -> str:
-        """Id of the registered object."""
+        """Id of this registration."""
         self.adata  # noqa: B018  (raises if nothing is registered)
         assert self._uuid is not None
         return self._uuid

@@ -94,24 +94,47 @@ def to_json(value: Any, where: str) -> Any:
 
 
 def check_registry(registry: Mapping[str, Any]) -> None:
-    """Refuse what is not a registry, or one of a newer format.
+    """Refuse what is not a registry, is damaged, or has a newer format.
 
     Raises
     ------
     RegistryError
-        If ``format`` or ``field_registries`` is missing, or the format is not supported.
+        Naming the part that is missing or of another kind, or the format.
     """
-    missing = [key for key in ("format", "field_registries") if key not in registry]
-    if missing:
-        raise RegistryError(
-            f"The source registry lacks {preview(missing)}; it has {preview(registry, 12)}. "
-            "Expected the registry of a pyrovi model: pass `manager.registry`."
-        )
-    if registry["format"] != FORMAT:
+    if "format" in registry and registry["format"] != FORMAT:
         raise RegistryError(
             f"The source registry has format {registry['format']!r}. Expected {FORMAT}: update "
             "pyrovi, or set the data up again with this version."
         )
+    _check_parts(registry, {"format": int, "field_registries": dict, "n_obs": int}, "registry")
+    for key, entry in registry["field_registries"].items():
+        where = f"registry's field {key!r}"
+        _check_parts(entry, dict.fromkeys(_ENTRY, dict), where, optional=("tensor",))
+        if entry["tensor"] is not None:
+            kinds = {"shape": list, "dtype": str, "kind": str, "axis": str}
+            _check_parts(entry["tensor"], kinds, f"{where}, entry 'tensor',")
+
+
+_ENTRY = ("data_registry", "state_registry", "summary_stats", "tensor")
+
+
+def _check_parts(
+    part: Any, kinds: Mapping[str, type], where: str, optional: tuple[str, ...] = ()
+) -> None:
+    found = part if isinstance(part, Mapping) else {}
+    missing = [name for name in kinds if name not in found]
+    if missing:
+        has = preview(found, 12) if found else repr(part)
+        raise RegistryError(
+            f"The source {where} lacks {preview(missing)}; it has {has}. Expected the registry of "
+            "a pyrovi model: pass `manager.registry`."
+        )
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind) and not (name in optional and found[name] is None):
+            raise RegistryError(
+                f"The source {where} has {found[name]!r} as {name!r}. Expected a {kind.__name__}: "
+                "pass `manager.registry`, unchanged."
+            )
 
 
 def field_registry(registry: Mapping[str, Any], key: str) -> JSON:

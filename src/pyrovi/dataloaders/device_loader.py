@@ -70,6 +70,9 @@ class DeviceBackedLoader(ResumableLoader):
         self._obs_keys = set(rows.obs_keys)
         self._resident: Minibatch = MinibatchDataset(rows, self.n_obs)[self.indices].to(self.device)
 
+    batch_sampler = None
+    """Lightning asks whoever has a ``sampler`` for this, too."""
+
     @property
     def cursor(self) -> EpochCursor:
         """Position of the loader."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from pyrovi.data import AnnDataManager
-from pyrovi.data.registry import AttrDict, registry_summary_stats
+from pyrovi.data.registry import AttrDict, check_registry, registry_summary_stats
 from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.example import example_minibatches
 from pyrovi.dataloaders.indices import resolve_indices
+from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError, NotSetUpError
 from pyrovi.model import arviz_export, evidence, persistence, queries, training
 from pyrovi.model.coords import model_coords
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from pyrovi.data.fields.base import AnnDataField
     from pyrovi.posterior.engine import Loader
 
-MODEL_CLASSES: dict[str, type[BaseModelClass]] = {}
-"""Every model class that has been imported, by name: the only classes a saved model can become."""
+MODEL_CLASSES: dict[tuple[str, str], type[BaseModelClass]] = {}
+"""Every model class that has been imported, by module and name: the only classes a saved model can
+become."""
 
 
 class BaseModelClass(ABC):
@@ -49,8 +52,8 @@ class BaseModelClass(ABC):
     Parameters
     ----------
     adata
-        AnnData or MuData that was set up for this class, or a registry (a mapping), which makes a
-        model without data.
+        AnnData or MuData that was set up for this class, a registry (a mapping), which makes a
+        model without data, or a manager of registered data.
 
     Attributes
     ----------
@@ -61,7 +64,7 @@ class BaseModelClass(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not inspect.isabstract(cls):
-            MODEL_CLASSES[cls.__name__] = cls
+            MODEL_CLASSES[cls.__module__, cls.__name__] = cls
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Note the arguments, so that the model can be made again from a file."""
@@ -71,11 +74,15 @@ class BaseModelClass(ABC):
         self._init_arguments = _init_arguments(bound)
         return self
 
-    def __init__(self, adata: AnyData | Mapping[str, Any]) -> None:
+    def __init__(self, adata: AnyData | Mapping[str, Any] | AnnDataManager) -> None:
         self._init_arguments: dict[str, Any]
         self._adata_manager: AnnDataManager | None = None
         if isinstance(adata, Mapping):
-            self._registry = dict(adata)
+            check_registry(adata)
+            self._registry = copy.deepcopy(dict(adata))
+        elif isinstance(adata, AnnDataManager):
+            self._adata_manager = adata
+            self._registry = adata.registry
         elif adata is None:
             raise NotSetUpError(
                 f"{type(self).__name__} needs data: pass an AnnData that was set up with "
@@ -192,12 +199,22 @@ class BaseModelClass(ABC):
         manager = self.manager_of(adata)
         positions = resolve_indices(indices, manager.n_obs)
 
-        def make(batch_size: int) -> AnnDataLoader:
-            return AnnDataLoader(
+        def make(batch_size: int) -> Iterable[Minibatch]:
+            batches = AnnDataLoader(
                 manager, positions, batch_size=batch_size, n_obs=self.n_obs_training
             )
+            if self._has_rows_of(manager):
+                return batches
+            from pyrovi.train.rows import fitted_minibatches
+
+            return fitted_minibatches(self.module, batches)
 
         return manager, positions, make
+
+    def _has_rows_of(self, manager: AnnDataManager) -> bool:
+        """Whether per-observation parameters, if any, have rows of these observations."""
+        own = manager is self._adata_manager and manager.n_obs == self.summary_stats.n_obs
+        return own or not self.module.row_parameters
 
     @property
     def n_obs_training(self) -> int:
@@ -246,7 +263,8 @@ class BaseModelClass(ABC):
         """Metric -> one-column DataFrame indexed by epoch, over all calls of ``train``.
 
         ``elbo_*``, ``reconstruction_loss_*``, ``kl_local_*`` and ``kl_global_*`` are losses per
-        observation (the negative ELBO and its parts, un-annealed: lower is better), as in scvi-tools.
+        observation (the negative ELBO and its parts, un-annealed: lower is better), as in
+        scvi-tools.
         """
         from pyrovi.train.loggers import history_frames
 
@@ -266,7 +284,7 @@ class BaseModelClass(ABC):
     get_marginal_ll = evidence.get_marginal_ll
     get_reconstruction_error = evidence.get_reconstruction_error
     save = persistence.save
-    load = classmethod(persistence.load)
+    load: ClassVar[Any] = classmethod(persistence.load)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self._init_arguments.items())
@@ -278,7 +296,7 @@ class BaseModelClass(ABC):
 def _init_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, parameter in list(bound.signature.parameters.items())[1:]:
-        if name in ("adata", "registry"):
+        if name in ("adata", "mdata", "registry"):
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(bound.arguments.get(name, {}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +14,14 @@ from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.model.queries import example_on_device, posterior_globals
+from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.bounds import elbo_story, global_kl_story, importance_story
-from pyrovi.posterior.vectorise import Story, map_draws
+from pyrovi.posterior.engine import draws_at_once
+from pyrovi.posterior.vectorise import DrawMapper, Story, map_draws
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
-
-CHUNK = 16
-"""Importance samples that are held at a time."""
 
 
 def get_elbo(
@@ -123,35 +124,16 @@ def get_marginal_ll(
     float or numpy.ndarray
         Mean over observations, or one value each.
     """
-    _, _, loader = model.loader(adata, indices)
     globals_ = posterior_globals(model, num_global_samples, seed)
-    device, result = model.device, []
-    for position, minibatch in enumerate(loader(batch_size or settings.batch_size)):
-        minibatch = minibatch.to(device)
-        story = importance_story(model.module, minibatch)
-        with stream("draws", "importance", position, seed=seed):
-            per_global = [
-                _log_mean_weight(story, {k: v[g] for k, v in globals_.items()}, n_mc_samples)
-                for g in range(num_global_samples)
-            ]
-        stacked = torch.stack(per_global)
-        result.append((stacked.logsumexp(0) - np.log(num_global_samples)).cpu().numpy())
+    result = []
+    # all pairs of a global and a local draw
+    repeated = {k: v.repeat_interleave(n_mc_samples, 0) for k, v in globals_.items()}
+    num_pairs = num_global_samples * n_mc_samples
+    for minibatch, run in _minibatches(model, adata, indices, batch_size, "importance", seed):
+        weights = run(importance_story, minibatch, repeated, num_pairs)["log_weight"].double()
+        result.append((weights.logsumexp(0) - math.log(num_pairs)).cpu().numpy())
     values = np.concatenate(result)
     return float(values.mean()) if return_mean else values
-
-
-def _log_mean_weight(
-    story: Story, globals_: dict[str, torch.Tensor], num_samples: int
-) -> torch.Tensor:
-    """Log-mean-exp of the weights, in chunks of draws so that memory stays bounded."""
-    total: torch.Tensor | None = None
-    for start in range(0, num_samples, CHUNK):
-        size = min(CHUNK, num_samples - start)
-        repeated = {name: value.expand(size, *value.shape) for name, value in globals_.items()}
-        chunk = map_draws(story, repeated, size)["log_weight"].double().logsumexp(0)
-        total = chunk if total is None else torch.logaddexp(total, chunk)
-    assert total is not None
-    return total - np.log(num_samples)
 
 
 def _observation_means(
@@ -165,22 +147,48 @@ def _observation_means(
     seed: int | None,
 ) -> dict[str, np.ndarray]:
     """Mean over draws of what a story gives for each observation."""
-    _, _, loader = model.loader(adata, indices)
     globals_ = posterior_globals(model, num_samples, seed)
-    device, collected = model.device, []
-    for position, minibatch in enumerate(loader(batch_size or settings.batch_size)):
-        minibatch = minibatch.to(device)
-        with stream("draws", "bound", position, seed=seed):
-            values = map_draws(make_story(model.module, minibatch), globals_, num_samples)
+    collected = []
+    for minibatch, run in _minibatches(model, adata, indices, batch_size, "bound", seed):
+        values = run(make_story, minibatch, globals_, num_samples)
         collected.append({name: v.double().mean(0).cpu().numpy() for name, v in values.items()})
     return {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
 
 
+def _minibatches(
+    model: BaseModelClass,
+    adata: Any,
+    indices: Any,
+    batch_size: int | None,
+    purpose: str,
+    seed: int | None,
+) -> Iterator[tuple[Minibatch, Callable[..., dict[str, torch.Tensor]]]]:
+    """Minibatches of a query, each with a function that runs its story for many draws."""
+    _, _, loader = model.loader(adata, indices)
+    device, mapper = model.device, DrawMapper()
+    for position, minibatch in enumerate(loader(batch_size or settings.batch_size)):
+        yield minibatch.to(device), partial(_run, model, mapper, (purpose, position), seed)
+
+
+def _run(
+    model: BaseModelClass,
+    mapper: DrawMapper,
+    purpose: tuple[str | int, ...],
+    seed: int | None,
+    make_story: Callable[[Any, Minibatch], Story],
+    minibatch: Minibatch,
+    draws: Mapping[str, torch.Tensor],
+    num_draws: int,
+) -> dict[str, torch.Tensor]:
+    chunk = draws_at_once(model.module, minibatch.n)
+    with evaluation_mode(model.module), stream("draws", *purpose, seed=seed):
+        return mapper(make_story(model.module, minibatch), draws, num_draws, chunk)
+
+
 def _global_kl(model: BaseModelClass, num_samples: int, seed: int | None) -> float:
-    """KL of the global latents, averaged over their draws."""
+    """KL of the global latents, averaged over the draws that the local terms are computed with."""
     if not model.sites.names(Role.GLOBAL):
         return 0.0
-    draws = posterior_globals(model, num_samples, seed)
     story = global_kl_story(model.module, example_on_device(model))
-    with stream("draws", "bound", seed=seed):
-        return float(map_draws(story, draws, num_samples)["kl_global"].mean())
+    with evaluation_mode(model.module), stream("draws", "global", seed=seed):
+        return float(map_draws(story, {}, num_samples)["kl_global"].double().mean())

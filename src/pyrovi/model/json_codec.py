@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,13 @@ def encode(value: Any, where: str) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Turn the JSON of :func:`encode` back into values."""
+    """Turn the JSON of :func:`encode` back into values.
+
+    Raises
+    ------
+    SaveLoadError
+        If the JSON is damaged.
+    """
     if isinstance(value, list):
         return [decode(v) for v in value]
     if not isinstance(value, dict):
@@ -65,14 +71,42 @@ def decode(value: Any) -> Any:
     kind = value.get(_KIND)
     if kind is None:
         return {k: decode(v) for k, v in value.items()}
-    if kind == "float":
-        return float(value["value"])
-    if kind == "tuple":
-        return tuple(decode(v) for v in value["items"])
-    if kind == "array":
-        dtype = np.dtype(value["dtype"])
-        return np.array(decode(value["items"]), dtype=dtype).reshape(value["shape"])
-    if kind == "frame":
-        columns = {c: decode(v) for c, v in zip(value["columns"], value["data"], strict=True)}
-        return pd.DataFrame(columns, index=decode(value["index"]))
-    raise SaveLoadError(f"The file holds a value of unknown kind {kind!r}.")
+    decoder = _DECODERS.get(kind) if isinstance(kind, str) else None
+    if decoder is None:
+        raise SaveLoadError(
+            f"The file holds a value of unknown kind {kind!r}. Expected one of "
+            f"{', '.join(_DECODERS)}: update pyrovi, or take another copy."
+        )
+    try:
+        return decoder(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SaveLoadError(
+            f"The file holds a damaged {kind}: {type(error).__name__} {error}. Take another copy."
+        ) from error
+
+
+def _array(value: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(value["dtype"])
+    items = decode(value["items"])
+    if dtype.hasobject:  # element by element: rows of objects are no rows of an array
+        array = np.empty(value["shape"], dtype=dtype)
+        array.ravel()[:] = _flat(items, len(value["shape"]))
+        return array
+    return np.array(items, dtype=dtype).reshape(value["shape"])
+
+
+def _flat(items: list[Any], depth: int) -> list[Any]:
+    return items if depth <= 1 else [v for row in items for v in _flat(row, depth - 1)]
+
+
+def _frame(value: dict[str, Any]) -> pd.DataFrame:
+    columns = {c: decode(v) for c, v in zip(value["columns"], value["data"], strict=True)}
+    return pd.DataFrame(columns, index=decode(value["index"]))
+
+
+_DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "float": lambda value: float(value["value"]),
+    "tuple": lambda value: tuple(decode(v) for v in value["items"]),
+    "array": _array,
+    "frame": _frame,
+}

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 
 from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.errors import ModelError
-from pyrovi.model.queries import posterior_globals
+from pyrovi.module.base import evaluation_mode
+from pyrovi.module.ledger import Role
 from pyrovi.posterior.stories import guide_trace
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+
+
+_DRAWS_FOR_MOMENTS = 1000
 
 
 def guide_moments(
@@ -37,24 +41,35 @@ def guide_moments(
     Returns
     -------
     tuple of numpy.ndarray
-        Mean and variance, each of shape ``(n, ...)``.
+        Mean and variance, each of shape ``(n, ...)``: exact where the guide samples the site from a
+        distribution that knows them, else (automatic guides, globals that the guide conditions on)
+        of 1,000 draws.
 
     Raises
     ------
     ModelError
-        If the site is not local.
+        If the site is not a local latent.
     """
-    if not model.sites[site].is_local:
-        raise ModelError(f"Site {site!r} has no value per observation.")
+    if model.sites[site].role is not Role.LOCAL:
+        raise ModelError(
+            f"Site {site!r} is no latent with a value per observation; those are: "
+            f"{', '.join(model.sites.names(Role.LOCAL)) or 'none'}."
+        )
+    module = model.module
+    if model.sites.names(Role.GLOBAL) or isinstance(module.guide, AutoGuide):
+        options: dict[str, Any] = {"adata": adata, "indices": indices, "batch_size": batch_size}
+        draws = model.sample_posterior(
+            site, num_samples=_DRAWS_FOR_MOMENTS, reduce=["mean", "sd"], **options
+        )
+        mean, sd = draws[site].values
+        return mean, sd**2
     _, _, loader = model.loader(adata, indices)
-    draws = {name: value[0] for name, value in posterior_globals(model, 1).items()}
     means, variances = [], []
-    device = model.device
     for minibatch in loader(batch_size or settings.batch_size):
-        with torch.no_grad(), stream("moments"), pyro.validation_enabled(False):
-            fn = guide_trace(model.module, minibatch.to(device), draws).nodes[site]["fn"]
-        means.append(fn.mean.cpu().numpy())
-        variances.append(fn.variance.cpu().numpy())
+        with evaluation_mode(module), torch.no_grad(), stream("moments"):
+            node: Any = guide_trace(module, minibatch.to(model.device), {}).nodes[site]
+        means.append(node["fn"].mean.cpu().numpy())
+        variances.append(node["fn"].variance.cpu().numpy())
     return np.concatenate(means), np.concatenate(variances)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
-import json
+import inspect
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovi.errors import SaveLoadError
+from pyrovi.data.registry import check_registry
+from pyrovi.errors import MissingKeyError, ModelError, RegistryError, SaveLoadError
+from pyrovi.model.files import (
+    FORMAT,
+    check_target,
+    read_data,
+    read_description,
+    read_tensors,
+    recover,
+    write_data,
+    write_files,
+    write_folder,
+)
 from pyrovi.model.json_codec import decode, encode
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
 
+__all__ = ["load", "load_any", "load_without_data", "read_description", "save"]
+
 Model = TypeVar("Model", bound="BaseModelClass")
 
-FORMAT = 1
-"""Version of the layout of a model folder; higher ones are refused."""
-
-JSON_FILE, TENSOR_FILE = "model.json", "model.safetensors"
-_DATA_FILES = ("adata.h5ad", "mdata.h5mu")
 _INDEX_SETS = ("train_indices", "validation_indices", "test_indices")
 _PACKAGES = ("pyrovi", "torch", "pyro-ppl", "anndata", "numpy")
 
@@ -41,7 +49,8 @@ def save(
 ) -> None:
     """Save the model to a folder: ``model.safetensors`` and ``model.json``.
 
-    The folder appears complete or not at all: everything is written to a folder beside it first.
+    The folder appears complete or not at all: everything is written to a folder beside it first. A
+    process that is killed while it replaces a model leaves the old one or the new one.
 
     Parameters
     ----------
@@ -57,28 +66,18 @@ def save(
     SaveLoadError
         If the folder exists, or cannot be written (for instance, the disk is full).
     """
-    target = Path(dir_path)
-    _check_target(target, overwrite)
-    description = _describe(model)
-    tensors = _tensors(model)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise SaveLoadError(f"Cannot write to {str(target.parent)!r}: {error}") from error
-    try:
-        _write(temporary, description, tensors)
-        if save_anndata:
-            is_mudata = hasattr(model.adata, "mod")
-            model.adata.write(temporary / _DATA_FILES[is_mudata])
-        _move_into_place(temporary, target)
-    except OSError as error:
-        raise SaveLoadError(
-            f"The model could not be saved to {str(target)!r}: {error}. Nothing was left behind"
-            + (", and the model saved there before is untouched." if target.exists() else ".")
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    target = Path(os.path.abspath(dir_path))
+    recover(target)
+    check_target(target, overwrite)
+    adata = model.adata if save_anndata else None
+    description, tensors = _describe(model), _tensors(model)
+
+    def write(folder: Path) -> None:
+        write_files(folder, description, tensors)
+        if adata is not None:
+            write_data(folder, adata)
+
+    write_folder(target, write)
 
 
 def load(
@@ -96,7 +95,8 @@ def load(
         The folder.
     adata
         Data to go on with: the model's own, or others that match its registry. ``None`` takes the
-        data saved with the model, if any; otherwise the model has none, and queries need ``adata=``.
+        data saved with the model, if any; ``False`` takes none. Without data, queries need
+        ``adata=``.
     device
         Where to put the parameters.
 
@@ -109,6 +109,8 @@ def load(
     ------
     SaveLoadError
         If the folder is no saved model, is damaged or newer, or holds another class.
+    RegistryError
+        If the data do not match the model's registry.
     """
     return _load(dir_path, adata, device, expected=cls)
 
@@ -124,55 +126,17 @@ def load_any(dir_path: str | Path, adata: Any = None, *, device: str | torch.dev
     return _load(dir_path, adata, device, expected=None)
 
 
-def read_description(dir_path: str | Path) -> dict[str, Any]:
-    """The JSON part of a saved model: class, arguments, registry, versions, history.
-
-    Raises
-    ------
-    SaveLoadError
-        If the folder is no saved model, or is damaged or newer.
-    """
-    folder = Path(dir_path)
-    path = folder / JSON_FILE
-    if not path.is_file():
-        hint = ""
-        if any(folder.glob("*.pt")):
-            hint = " It holds a .pt file: a pickle, which pyrovi never opens."
-        raise SaveLoadError(f"{str(folder)!r} is not a saved model: it has no {JSON_FILE}.{hint}")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SaveLoadError(f"{str(path)!r} is damaged: {error}") from error
-    if not isinstance(description, dict) or description.get("format_name") != "pyrovi-model":
-        raise SaveLoadError(f"{str(path)!r} is not the description of a pyrovi model.")
-    if description.get("format", 0) > FORMAT:
-        raise SaveLoadError(
-            f"{str(path)!r} has format {description['format']} (written by pyrovi "
-            f"{description.get('versions', {}).get('pyrovi')}); this pyrovi reads up to {FORMAT}. "
-            "Update pyrovi."
-        )
-    return description
+def load_without_data(dir_path: str | Path) -> Any:
+    """Load a saved model of any class, without the data that may be saved with it."""
+    return _load(dir_path, False, "cpu", expected=None)
 
 
-# ---------------------------------------------------------------------- writing
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not overwrite:
-        raise SaveLoadError(
-            f"{str(target)!r} exists. Choose another folder, or pass overwrite=True to replace it."
-        )
-    known = {JSON_FILE, TENSOR_FILE, *_DATA_FILES}
-    if not target.is_dir() or (foreign := {p.name for p in target.iterdir()} - known):
-        found = "a file" if not target.is_dir() else ", ".join(sorted(foreign))
-        raise SaveLoadError(
-            f"{str(target)!r} holds more than a saved model ({found}); it is not overwritten."
-        )
+# ---------------------------------------------------------------------- what is saved
 
 
 def _describe(model: BaseModelClass) -> dict[str, Any]:
+    from pyrovi.nn.freezing import describe_freezing
+
     training = model._training
     return {
         "format_name": "pyrovi-model",
@@ -188,6 +152,7 @@ def _describe(model: BaseModelClass) -> dict[str, Any]:
         "training": None
         if training is None
         else {"n_obs": training.n_obs, "epochs": training.epochs},
+        "frozen": describe_freezing(model.module),
         "history": {
             metric: {str(epoch): encode(value, metric) for epoch, value in values.items()}
             for metric, values in model._history.items()
@@ -198,8 +163,9 @@ def _describe(model: BaseModelClass) -> dict[str, Any]:
 
 
 def _tensors(model: BaseModelClass) -> dict[str, Tensor]:
+    # clones: safetensors refuses tensors that share memory, and nothing may change in the meantime
     tensors = {
-        f"module.{name}": value.detach().cpu().contiguous()
+        f"module.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.module.state_dict().items()
     }
     for name in _INDEX_SETS:
@@ -209,51 +175,19 @@ def _tensors(model: BaseModelClass) -> dict[str, Tensor]:
     return tensors
 
 
-def _write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), folder / TENSOR_FILE)
-    except SafetensorError as error:  # how it reports a failing write
-        raise OSError(str(error)) from error
-    with open(folder / JSON_FILE, "w", encoding="utf-8") as file:
-        json.dump(description, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _move_into_place(temporary: Path, target: Path) -> None:
-    """Swap folders; whatever was there stays until the new one is in place."""
-    temporary.chmod(0o755)
-    if not target.exists():
-        temporary.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent)) / "model"
-    target.rename(old)
-    try:
-        temporary.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------- what is loaded
 
 
 def _load(dir_path: str | Path, adata: Any, device: Any, expected: type[Any] | None) -> Any:
     folder = Path(dir_path)
     description = read_description(folder)
     cls = _model_class(description, expected)
-    tensors = _read_tensors(folder / TENSOR_FILE)
+    tensors = read_tensors(folder)
     if adata is None:
-        adata = _read_data(folder)
-    arguments = {name: decode(value) for name, value in description["arguments"].items()}
-    model = cls(description["registry"], **arguments)
+        adata = read_data(folder)
+    model = _rebuild(cls, description, folder)
     _restore(model, description, tensors, folder)
-    if adata is not None:
+    if adata is not None and adata is not False:
         from pyrovi.model.setup import transferred_manager
 
         model._adata_manager = transferred_manager(cls, adata, description["registry"])
@@ -266,46 +200,60 @@ def _model_class(description: Mapping[str, Any], expected: type[Any] | None) -> 
     from pyrovi.model.base import MODEL_CLASSES
 
     name, module = description["class"], description["module"]
-    if module.split(".")[0] == "pyrovi" and name in pyrovi.model.__all__:
+    own = module.split(".")[0] == "pyrovi"
+    if own and name in pyrovi.model.__all__:
         getattr(pyrovi.model, name)  # imports it
-    cls = MODEL_CLASSES.get(name)
+    # pyrovi may move a class of its own; anyone else's is known by its full name
+    cls = next(
+        (
+            known
+            for (where, known_name), known in MODEL_CLASSES.items()
+            if known_name == name and (where == module or (own and where.startswith("pyrovi.")))
+        ),
+        None,
+    )
+    if cls is None and not own and expected is not None and expected.__name__ == name:
+        # the caller's own class, which has moved since
+        cls = None if expected.__module__.startswith("pyrovi.") else expected
     if cls is None:
         raise SaveLoadError(
             f"The folder holds a {module}.{name}, which has not been imported. pyrovi runs no code "
-            f"from a file: import the class first (e.g. `from {module} import {name}`), if you trust "
-            "it."
+            f"from a file: import the class first (e.g. `from {module} import {name}`), if you "
+            "trust it."
         )
     if expected is not None and not issubclass(cls, expected):
         raise SaveLoadError(
-            f"The folder holds a {name}, not a {expected.__name__}; use {name}.load or pyrovi.load."
+            f"The folder holds a {module}.{name}, not a {expected.__module__}."
+            f"{expected.__name__}; use {name}.load or pyrovi.load."
         )
     return cls
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _rebuild(cls: type[Any], description: Mapping[str, Any], folder: Path) -> Any:
+    """Make the model again from its registry and arguments, with what is frozen frozen."""
+    from pyrovi.nn.freezing import apply_freezing
 
-    if not path.is_file():
-        raise SaveLoadError(f"{str(path.parent)!r} is incomplete: it has no {path.name}.")
+    registry = copy.deepcopy(description["registry"])
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise SaveLoadError(
-            f"{str(path)!r} is damaged or no tensor file: {error}. It was not unpickled."
-        ) from error
+        check_registry(registry)
+        arguments = {name: decode(value) for name, value in description["arguments"].items()}
+        inspect.signature(cls).bind(registry, **arguments)
+        model = cls(registry, **arguments)
+        apply_freezing(model.module, description.get("frozen", {}))
+    except (RegistryError, MissingKeyError, ModelError) as error:
+        raise _does_not_fit(cls, folder, str(error)) from error
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        # the file is not to be trusted: whatever a damaged part makes of the class is its fault
+        raise _does_not_fit(cls, folder, f"{type(error).__name__}: {error}") from error
+    return model
 
 
-def _read_data(folder: Path) -> Any:
-    if (folder / _DATA_FILES[0]).is_file():
-        import anndata
-
-        return anndata.read_h5ad(folder / _DATA_FILES[0])
-    if (folder / _DATA_FILES[1]).is_file():
-        from pyrovi._lazy import require
-
-        return require("mudata", "mudata").read_h5mu(folder / _DATA_FILES[1])
-    return None
+def _does_not_fit(cls: type[Any], folder: Path, problem: str) -> SaveLoadError:
+    return SaveLoadError(
+        f"The description in {str(folder)!r} does not fit {cls.__name__} as it is now: {problem} "
+        "Either it is damaged (take another copy), or the class has changed since (take the "
+        "version that saved it)."
+    )
 
 
 def _restore(
@@ -323,15 +271,20 @@ def _restore(
     except RuntimeError as error:
         raise SaveLoadError(
             f"The parameters in {str(folder)!r} do not fit {type(model).__name__} as it is now: "
-            f"{error}"
+            f"{error}. Either a file is damaged (take another copy), or the class has changed "
+            "since (take the version that saved it)."
         ) from error
     for name in _INDEX_SETS:
         if name in tensors:
             setattr(model, name, tensors[name].numpy())
     model.is_trained = description["is_trained"]
-    model._history = {
-        metric: {int(epoch): decode(value) for epoch, value in values.items()}
-        for metric, values in description["history"].items()
-    }
-    if description["training"] is not None:
-        model._training = TrainingRecord(**description["training"])
+    try:
+        model._history = {
+            metric: {int(epoch): float(decode(value)) for epoch, value in values.items()}
+            for metric, values in description["history"].items()
+        }
+        if description["training"] is not None:
+            record = description["training"]
+            model._training = TrainingRecord(n_obs=record["n_obs"], epochs=record["epochs"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _does_not_fit(type(model), folder, f"history or training: {error!r}.") from error

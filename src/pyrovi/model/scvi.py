@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -16,7 +16,16 @@ from pyrovi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from pyrovi.model import latent
+from pyrovi.errors import DataError
+from pyrovi.model import (
+    abundance,
+    denoised,
+    differential,
+    expression,
+    latent,
+    query_data,
+    reference,
+)
 from pyrovi.model.base import BaseModelClass
 from pyrovi.module.vae import VAE
 
@@ -123,6 +132,7 @@ class SCVI(BaseModelClass):
             If the data are not raw counts, or a column is missing.
         """
         arguments = locals()
+        _check_size_factor(adata, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -141,6 +151,35 @@ class SCVI(BaseModelClass):
         batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))[:, 0]
         log_totals = np.log(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
         groups = [log_totals[batch == b] for b in range(n_batch)]
-        return np.array([g.mean() for g in groups]), np.array([g.var() for g in groups])
+        # a batch without cells here, or with equal totals, takes what all cells have
+        mean, variance = log_totals.mean(), log_totals.var() or 1.0
+        means = [g.mean() if len(g) else mean for g in groups]
+        variances = [(g.var() if len(g) else 0.0) or variance for g in groups]
+        return np.array(means), np.array(variances)
 
     get_latent_representation = latent.get_latent_representation
+    get_normalized_expression = expression.get_normalized_expression
+    get_likelihood_parameters = expression.get_likelihood_parameters
+    get_latent_library_size = expression.get_latent_library_size
+    get_batch_representation = expression.get_batch_representation
+    posterior_predictive_sample = denoised.posterior_predictive_sample
+    get_feature_correlation_matrix = denoised.get_feature_correlation_matrix
+    differential_expression = differential.differential_expression
+    get_aggregated_posterior = abundance.get_aggregated_posterior
+    differential_abundance = abundance.differential_abundance
+    load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
+    prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
+
+
+def _check_size_factor(adata: AnnData, key: str | None) -> None:
+    """Size factors multiply the mean: they must be positive (other faults are the field's)."""
+    if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
+        return
+    values = adata.obs[key]
+    bad = np.flatnonzero(values <= 0)
+    if len(bad):
+        raise DataError(
+            f"adata.obs[{key!r}] holds {len(bad)} size factors that are not positive, the first "
+            f"for {values.index[bad[0]]!r} ({values.iloc[bad[0]]!s}). Expected positive numbers: "
+            "recompute them, or drop these rows."
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyrovi._constants import UUID_KEY
 from pyrovi.data import AnnDataManager
-from pyrovi.errors import NotSetUpError
+from pyrovi.data.registry import check_registry
+from pyrovi.errors import NotSetUpError, RegistryError
 
 if TYPE_CHECKING:
     from pyrovi.data.fields.base import AnnDataField
@@ -36,7 +38,8 @@ class _Record:
 
 
 _REPLAY: ContextVar[_Replay | None] = ContextVar("pyrovi_setup_replay", default=None)
-_RECORDS: dict[tuple[type, str], _Record] = {}
+_RECORDS: dict[str, dict[type, _Record]] = {}
+"""Setups by the id that is in ``uns``, and by model class."""
 
 
 def register(
@@ -70,8 +73,9 @@ def register(
     manager = AnnDataManager(fields, setup)
     replay = _REPLAY.get()
     if replay is None:
+        before = _known_setups(adata)
         manager.register_fields(adata)
-        _RECORDS[model_class, adata.uns[UUID_KEY]] = _Record(list(fields), setup)
+        _RECORDS[manager.adata_uuid] = {**before, model_class: _Record(list(fields), setup)}
     else:
         manager.register_fields(adata, replay.source_registry, **replay.transfer_kwargs)
         replay.manager = manager
@@ -85,10 +89,10 @@ def registered_manager(model_class: type[BaseModelClass], adata: AnyData) -> Ann
     NotSetUpError
         If it was not set up, or for other classes only.
     """
-    uuid = adata.uns.get(UUID_KEY) if hasattr(adata, "uns") else None
-    record = _RECORDS.get((model_class, uuid)) if isinstance(uuid, str) else None
+    known = _known_setups(adata)
+    record = known.get(model_class)
     if record is None:
-        others = sorted({c.__name__ for c, known in _RECORDS if known == uuid})
+        others = sorted(other.__name__ for other in known)
         name = model_class.__name__
         found = f"it was set up for {', '.join(others)}" if others else "it was not set up"
         raise NotSetUpError(
@@ -96,8 +100,13 @@ def registered_manager(model_class: type[BaseModelClass], adata: AnyData) -> Ann
             f"`{name}.setup_anndata(adata, ...)` first."
         )
     manager = AnnDataManager(record.fields, record.setup)
-    manager.register_fields(adata)
+    manager.register_fields(adata, write_id=False)
     return manager
+
+
+def _known_setups(adata: AnyData) -> dict[type, _Record]:
+    uuid = adata.uns.get(UUID_KEY) if hasattr(adata, "uns") else None
+    return _RECORDS.get(uuid, {}) if isinstance(uuid, str) else {}
 
 
 def transferred_manager(
@@ -111,12 +120,42 @@ def transferred_manager(
     Raises
     ------
     RegistryError
-        If the data do not match.
+        If the data do not match, or the registry names no setup method of the class.
     """
+    check_registry(registry)
+    setup = _setup_method(model_class, registry)
     with _replay(_Replay(registry, transfer_kwargs)) as replay:
-        getattr(model_class, registry["setup_method_name"])(adata, **registry["setup_args"])
-    assert replay.manager is not None
+        setup(adata)
+    if replay.manager is None:
+        raise RegistryError(
+            f"{model_class.__name__}.{registry['setup_method_name']} did not register its fields. "
+            "It must end with `cls.register(adata, fields, locals())`."
+        )
     return replay.manager
+
+
+def _setup_method(
+    model_class: type[BaseModelClass], registry: Mapping[str, Any]
+) -> Callable[[AnyData], None]:
+    """The setup method that a registry names; nothing else of the class, for it may be a file's."""
+    name, arguments = registry.get("setup_method_name"), registry.get("setup_args")
+    is_setup = isinstance(name, str) and name.startswith("setup_")
+    if not is_setup or not isinstance(
+        inspect.getattr_static(model_class, str(name), None), classmethod
+    ):
+        raise RegistryError(
+            f"The registry names the setup method {name!r}, which {model_class.__name__} does not "
+            "have. Expected the registry of a model of this class: set the data up again."
+        )
+    method = getattr(model_class, str(name))
+    try:
+        inspect.signature(method).bind(None, **arguments)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise RegistryError(
+            f"The registry's setup arguments {arguments!r} do not fit "
+            f"{model_class.__name__}.{name}: {error}."
+        ) from error
+    return lambda adata: method(adata, **arguments)  # type: ignore[arg-type]
 
 
 @contextmanager

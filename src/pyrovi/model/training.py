@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from pyrovi._settings import settings
 from pyrovi.errors import TrainingError
 
@@ -107,11 +110,7 @@ def train(
         size,
         accelerator,
     )
-    if early_stopping and data.n_val == 0:
-        raise TrainingError(
-            "early_stopping=True needs validation observations, but train_size leaves none; use "
-            "train_size=0.9, or stop on the training ELBO with callbacks=[ELBOConvergence()]."
-        )
+    _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
     runner = TrainRunner(
         plan,
@@ -126,19 +125,50 @@ def train(
     )
     model.train_indices, model.validation_indices = data.train_idx, data.val_idx
     model.test_indices = data.test_idx
+    state = None
     try:
-        state = runner()
+        runner()
+        state = runner.state
+    except KeyboardInterrupt:
+        state = runner.state  # what has been learnt so far is kept, and can be gone on from
+        raise
     finally:
-        for metric, values in runner.history.values.items():
-            model._history.setdefault(metric, {}).update(values)
-        epochs = plan.epochs_done
-        model._training = TrainingRecord(data.n_train, plan_arguments, None, epochs)
+        epochs = plan.current_epoch
+        _merge_history(model, plan.history.values)
+        model._training = TrainingRecord(
+            data.n_train, plan_arguments, state, epochs, runner.stopping_reason
+        )
         model.is_trained = model.is_trained or epochs > 0
-    model._training = TrainingRecord(
-        data.n_train, plan_arguments, state, epochs, runner.stopping_reason
-    )
     model.to_device(runner.trainer.strategy.root_device)
     _fit_held_out_rows(model)
+
+
+def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, float]]) -> None:
+    for metric, by_epoch in values.items():
+        model._history.setdefault(metric, {}).update(by_epoch)
+
+
+def _check_monitors(
+    n_val: int,
+    early_stopping: bool,
+    plan_arguments: Mapping[str, Any],
+    trainer_kwargs: Mapping[str, Any],
+) -> None:
+    """Refuse options that watch held-out observations where there are none."""
+    monitor = trainer_kwargs.get("early_stopping_monitor", "elbo_validation")
+    watching = {
+        "early_stopping=True": early_stopping and monitor,
+        "restore_best=True": trainer_kwargs.get("restore_best") and monitor,
+        "reduce_lr_on_plateau=True": plan_arguments.get("reduce_lr_on_plateau")
+        and plan_arguments.get("lr_scheduler_metric", "elbo_validation"),
+    }
+    for option, metric in watching.items():
+        if metric and str(metric).endswith("_validation") and n_val == 0:
+            raise TrainingError(
+                f"{option} watches {metric!r}, but train_size leaves no validation observations; use "
+                "train_size=0.9, watch 'elbo_train', or stop on the training ELBO with "
+                "callbacks=[pyrovi.train.ELBOConvergence()]."
+            )
 
 
 def _splitter(
@@ -146,13 +176,33 @@ def _splitter(
 ) -> Any:
     from pyrovi.dataloaders import DataSplitter, DeviceBackedDataSplitter
 
+    manager = model.adata_manager
+    if model.module.row_parameters and manager.n_obs != model.summary_stats.n_obs:
+        raise TrainingError(
+            f"{', '.join(model.module.row_parameters)} have one row for each of the "
+            f"{model.summary_stats.n_obs} observations the model was made with; these data have "
+            f"{manager.n_obs}. Make a new model of these data, or query this one with adata=."
+        )
     if options.get("external_indexing") is not None:
         options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
     if batch_size is None:
+        if options.pop("load_sparse_tensor", False):
+            raise TrainingError(
+                "load_sparse_tensor=True has no effect with batch_size=None, which keeps the data on "
+                "the device in dense form; choose one of them."
+            )
         return DeviceBackedDataSplitter(
-            model.adata_manager, batch_size=None, accelerator=accelerator, **options
+            manager, batch_size=None, accelerator=accelerator, **options
         )
-    return DataSplitter(model.adata_manager, batch_size=int(batch_size), **options)
+    data = DataSplitter(manager, batch_size=int(batch_size), **options)
+    if data.n_train > 1 and data.n_train % data.batch_size == 1 and _normalises(model.module):
+        # Batch normalisation cannot train on one observation. Every epoch leaves out another one.
+        data.drop_last = True
+    return data
+
+
+def _normalises(module: torch.nn.Module) -> bool:
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
 
 def _continuation(
@@ -165,8 +215,7 @@ def _continuation(
     if last.state is not None and last.plan_kwargs == plan_arguments:
         return last.state
     steps = 0 if last.state is None else last.state["steps"]
-    # no warm-up once more: the KL terms have their full weight already
-    return {"epochs": last.epochs, "steps": steps, "n_epochs_kl_warmup": 0, "n_steps_kl_warmup": 0}
+    return {"epochs": last.epochs, "steps": steps}
 
 
 def _fit_held_out_rows(model: BaseModelClass) -> None:
@@ -174,13 +223,10 @@ def _fit_held_out_rows(model: BaseModelClass) -> None:
     if not model.module.row_parameters:
         return
     from pyrovi.dataloaders import AnnDataLoader
-    from pyrovi.train.rows import fit_rows
+    from pyrovi.train.rows import fit_held_out
 
-    import numpy as np
-
+    assert model.train_indices is not None
     held_out = np.setdiff1d(np.arange(model.adata_manager.n_obs), model.train_indices)
-    if len(held_out) == 0:
-        return
-    elbo = model.module.default_elbo()
-    for minibatch in AnnDataLoader(model.adata_manager, held_out, n_obs=model.n_obs_training):
-        fit_rows(model.module, elbo, minibatch.to(model.device))
+    if len(held_out):
+        loader = AnnDataLoader(model.adata_manager, held_out, n_obs=model.n_obs_training)
+        fit_held_out(model.module, loader)

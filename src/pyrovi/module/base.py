@@ -12,18 +12,19 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
+from pyro.nn.module import _PyroModuleMeta
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
+from pyrovi.module.autoguides import adopt, give_obs_plate, refuse_blind
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
-
-_ROWWISE_AUTOGUIDES = (AutoNormal, AutoDelta, AutoGuideList)
-"""Stock guides that index the rows of their parameters by the observations of the minibatch."""
+from pyrovi.module.rows import RowMinibatch, rows_in_place
 
 
 @contextmanager
@@ -33,7 +34,19 @@ def local_params() -> Iterator[None]:
         yield
 
 
-class _ModuleMeta(type(PyroModule)):  # type: ignore[misc]
+@contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode; every part gets its own mode back on exit."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+class _ModuleMeta(_PyroModuleMeta):
     """Constructs modules with module-local parameters and on the initialisation stream."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -63,8 +76,13 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
     _ledger: SiteLedger | None = None
     _needs_context = False
-    _row_parameters: tuple[str, ...] = ()
+    _first_rows: Mapping[str, tuple[int, Tensor]] = MappingProxyType({})
     _names: Mapping[str, tuple[str, ...]] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, PyroModule):
+            adopt(value)
+        super().__setattr__(name, value)
 
     @staticmethod
     def obs_plate(dim: int = -1) -> ObsPlate:
@@ -112,6 +130,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         with ExitStack() as stack:
             stack.enter_context(local_params())
             stack.enter_context(minibatch_scope(minibatch))
+            if isinstance(minibatch, RowMinibatch):
+                stack.enter_context(rows_in_place(self, minibatch.rows))
             if self._needs_context:
                 stack.enter_context(self._pyro_context)
             return function(**arguments)
@@ -130,32 +150,32 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         Raises
         ------
         ModelError
-            If an argument of ``model`` or ``guide`` is not registered, if the guide does not fit the
-            model, or if a site breaks the plate rules.
+            If an argument of ``model`` or ``guide`` is not registered, if the guide does not fit
+            the model, or if a site breaks the plate rules.
         """
         self._check_pair()
-        self._adopt_autoguide()
+        give_obs_plate(self.guide)
         small, large = example(2), example(3)
         self._names = {
             "model": self._argument_names("model", small),
             "guide": self._argument_names("guide", small),
         }
         self._needs_context = self._has_pyro_attributes()
-        training = self.training
-        self.eval()
-        try:
-            rows = _RecordRowParameters()
-            with torch.no_grad(), stream("materialise"), _no_global_params(), rows:
-                guide = poutine.trace(self.run_guide).get_trace(small)
-                first = self._prototype(guide, small)
-                larger_guide = poutine.trace(self.run_guide).get_trace(large)
-                second = self._prototype(larger_guide, large)
-        finally:
-            self.train(training)
+        read = _RecordParameters()
+        with ExitStack() as stack:
+            for context in (torch.no_grad(), stream("materialise"), evaluation_mode(self)):
+                stack.enter_context(context)
+            stack.enter_context(pyro.get_param_store().scope())  # whatever goes in is gone on exit
+            stack.enter_context(read)
+            guide = poutine.trace(self.run_guide).get_trace(small)
+            refuse_blind(self.guide)
+            first = self._prototype(guide, small)
+            larger_guide = poutine.trace(self.run_guide).get_trace(large)
+            second = self._prototype(larger_guide, large)
+        self._refuse_global_params(read.names)
         self._ledger = build_ledger(first, second, self.site_dims)
-        self._refuse_blind_autoguide()
         check_guide(self._ledger, guide)
-        self._row_parameters = self._find_row_parameters(rows.event_dims, small.n_obs)
+        self._first_rows = self._find_rows(read.row_axes, small.n_obs)
 
     def _prototype(self, guide: poutine.Trace, minibatch: Minibatch) -> poutine.Trace:
         return poutine.trace(poutine.replay(self.run_model, trace=guide)).get_trace(minibatch)
@@ -167,22 +187,6 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
                     f"{type(self).__name__} has no `{which}`: define `def {which}(self, X, ...)`"
                     + (" or assign a Pyro guide to self.guide." if which == "guide" else ".")
                 )
-
-    def _adopt_autoguide(self) -> None:
-        guide = self.guide
-        if isinstance(guide, _ROWWISE_AUTOGUIDES) and guide.create_plates is None:
-            guide.create_plates = _obs_plates
-
-    def _refuse_blind_autoguide(self) -> None:
-        guide = self.guide
-        local = self.ledger.names(Role.LOCAL)
-        if local and isinstance(guide, AutoGuide) and not isinstance(guide, _ROWWISE_AUTOGUIDES):
-            raise ModelError(
-                f"{type(guide).__name__} cannot be used for the local site(s) "
-                f"{', '.join(map(repr, local))}: its parameters have the size of the first minibatch "
-                "and would be reused for every other one. Write an amortised guide for the local "
-                "sites, or use AutoNormal or AutoDelta."
-            )
 
     def _has_pyro_attributes(self) -> bool:
         guide = self.guide
@@ -208,58 +212,67 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
                 names.append(name)
             elif parameter.default is parameter.empty:
                 raise ModelError(
-                    f"`{which}` of {type(self).__name__} asks for {name!r}, which is not registered. "
-                    f"Registered are: {', '.join(minibatch)}. Register it in setup_anndata with a "
-                    f"field whose registry key is {name!r}, e.g. LayerField({name!r}, layer=...) or "
-                    f"NumericalObsField({name!r}, 'column'), or give the argument a default."
+                    f"`{which}` of {type(self).__name__} asks for {name!r}, which is not "
+                    f"registered. Registered are: {', '.join(minibatch)}. Register it in "
+                    f"setup_anndata with a field whose registry key is {name!r}, e.g. "
+                    f"LayerField({name!r}, layer=...) or NumericalObsField({name!r}, 'column'), or give the argument a default."
                 )
         return tuple(names)
 
     @property
     def row_parameters(self) -> tuple[str, ...]:
         """Names (as in ``state_dict``) of the parameters that have one row per observation."""
-        return self._row_parameters
+        return tuple(self._first_rows)
 
-    def _find_row_parameters(self, recorded: Mapping[str, int], n_obs: int) -> tuple[str, ...]:
+    @property
+    def row_axes(self) -> dict[str, int]:
+        """Axis of the observations in each of them, counted from the right (negative)."""
+        return {name: axis for name, (axis, _) in self._first_rows.items()}
+
+    def initial_rows(self, n: int) -> dict[str, Tensor]:
+        """Tables of ``n`` rows with the value that the first row had at construction."""
+        return {
+            name: row.to(self.device).repeat_interleave(n, dim=axis)
+            for name, (axis, row) in self._first_rows.items()
+        }
+
+    def _find_rows(self, row_axes: Mapping[str, int], n_obs: int) -> dict[str, tuple[int, Tensor]]:
         parameters = dict(self.named_parameters())
-        found = []
-        for fullname, event_dim in recorded.items():
+        found = {}
+        for fullname, axis in row_axes.items():
             for name in (fullname, f"{fullname}_unconstrained"):
                 shape = parameters[name].shape if name in parameters else ()
-                if len(shape) > event_dim and shape[-1 - event_dim] == n_obs:
-                    found.append(name)
-        return tuple(found)
+                if len(shape) >= -axis and shape[axis] == n_obs:
+                    first = parameters[name].detach().narrow(axis, 0, 1).clone()
+                    found[name] = (axis, first)
+        return found
+
+    def _refuse_global_params(self, read: Sequence[str]) -> None:
+        own = {name.removesuffix("_unconstrained") for name, _ in self.named_parameters()}
+        if foreign := [name for name in read if name not in own]:
+            name = foreign[0]
+            raise ModelError(
+                f"pyro.param({name!r}, ...) names a global parameter; every model of the process "
+                "would share it, and it would not be saved. Make it an attribute of the module: "
+                f"`self.{name.replace('.', '_')} = PyroParam(value, constraint)`."
+            )
 
 
-class _RecordRowParameters(Messenger):
-    """Note the parameters that are read with row semantics inside the observation plate."""
+class _RecordParameters(Messenger):
+    """Note which parameters are read, and which of them by row inside the observation plate."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.event_dims: dict[str, int] = {}
+        self.names: list[str] = []
+        self.row_axes: dict[str, int] = {}
 
     def _pyro_param(self, msg: Any) -> None:
+        self.names.append(msg["name"])
         event_dim = msg["kwargs"].get("event_dim")
-        if event_dim is not None and any(f.name == OBS_PLATE for f in msg["cond_indep_stack"]):
-            self.event_dims[msg["name"]] = event_dim
+        for frame in msg["cond_indep_stack"]:
+            if event_dim is not None and frame.name == OBS_PLATE:
+                self.row_axes[msg["name"]] = frame.dim - event_dim
 
 
 def _within(module: torch.nn.Module, root: torch.nn.Module) -> bool:
     return any(module is other for other in root.modules())
-
-
-def _obs_plates(*_: Any, **__: Any) -> ObsPlate:
-    return obs_plate()
-
-
-@contextmanager
-def _no_global_params() -> Iterator[None]:
-    """Refuse ``pyro.param`` statements by global name; the store of the process is left alone."""
-    with pyro.get_param_store().scope():
-        yield
-        if names := sorted(pyro.get_param_store().keys()):
-            raise ModelError(
-                f"pyro.param({names[0]!r}, ...) names a global parameter; every model of the process "
-                "would share it, and it would not be saved. Make it an attribute of the module: "
-                f"`self.{names[0].replace('.', '_')} = PyroParam(value, constraint)`."
-            )

@@ -32,12 +32,19 @@ def is_latent(msg: Any) -> bool:
     return is_random(msg) and not msg["is_observed"]
 
 
+def is_enumerated(msg: Any) -> bool:
+    """Whether a site asks to be summed out."""
+    return bool(msg["infer"] and msg["infer"].get("enumerate"))
+
+
 class AnnealKL(Messenger):
     """Scale the log densities of latent sites by the KL weight.
 
     Applied to both model and guide this weights the KL term of the ELBO and leaves the likelihood
     alone. The scale before annealing is kept in ``infer["unannealed_scale"]``, so that metrics can
     be computed without the weight (which may be zero).
+
+    Enumerated sites are left alone: they are summed out, so they are part of the likelihood.
     """
 
     def __init__(self, weight: float | Tensor) -> None:
@@ -45,7 +52,7 @@ class AnnealKL(Messenger):
         self.weight = weight
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg):
+        if is_latent(msg) and not is_enumerated(msg):
             msg["infer"] = {**(msg["infer"] or {}), "unannealed_scale": msg["scale"]}
             msg["scale"] = msg["scale"] * self.weight
 
@@ -126,8 +133,17 @@ class VmapSampling(Messenger):
 
 
 def _dirichlet(concentration: Tensor) -> Tensor:
-    gamma = torch._standard_gamma(concentration)
-    return gamma / gamma.sum(-1, keepdim=True)
+    # G(a) = G(a + 1) U^(1/a) in distribution; in logarithms small concentrations do not underflow.
+    log_gamma = torch._standard_gamma(concentration + 1).log()
+    uniform = 1 - torch.rand(
+        concentration.shape, dtype=concentration.dtype, device=concentration.device
+    )
+    draws = (log_gamma + uniform.log() / concentration).softmax(-1)
+    limits = torch.finfo(draws.dtype)
+    return draws.clamp(min=limits.tiny, max=1 - limits.eps / 2)  # inside the support, as torch does
+
+
+_READ_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class _OutOfPlaceSamplers(TorchFunctionMode):
@@ -143,6 +159,10 @@ class _OutOfPlaceSamplers(TorchFunctionMode):
             return _cauchy(*args, **kwargs)
         if func is Tensor.uniform_:
             return _uniform(*args, **kwargs)
+        if func == _READ_DATA:  # refused under vmap, which detach is not
+            return args[0].detach()
+        if func is Tensor.clamp_:  # in place for all draws at once; torch would go draw by draw
+            return args[0].copy_(torch.clamp(*args, **kwargs))
         return func(*args, **kwargs)
 
 

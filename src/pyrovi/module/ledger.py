@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyrovi.errors import ModelError
-from pyrovi.module.handlers import is_deterministic
+from pyrovi.module.handlers import is_deterministic, is_random
 from pyrovi.module.plates import OBS_PLATE
 
 
@@ -69,7 +69,7 @@ class Site:
 
     @property
     def obs_axis(self) -> int | None:
-        """Axis of the observations, counted from the right (negative); ``None`` if there is none."""
+        """Axis of the observations, counted from the right (negative); ``None`` if none."""
         return self.dims.index(OBS_PLATE) - len(self.dims) if self.is_local else None
 
 
@@ -149,7 +149,8 @@ def build_ledger(
     """
     site_dims = dict(site_dims or {})
     sites = []
-    for name, node in first.nodes.items():
+    nodes: Mapping[str, Any] = first.nodes
+    for name, node in nodes.items():
         if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
             continue
         _refuse_foreign_subsampling(name, node)
@@ -158,8 +159,8 @@ def build_ledger(
         if obs_axis is not None and not in_obs_plate:
             raise ModelError(
                 f"Site {name!r} has one value per observation of the minibatch (shape "
-                f"{tuple(node['value'].shape)}) but is not inside the observation plate, so its log "
-                "density would not be scaled to the full data. Put the statement inside "
+                f"{tuple(node['value'].shape)}) but is not inside the observation plate, so its "
+                "log density would not be scaled to the full data. Put the statement inside "
                 "`with self.obs_plate():` (or pv.obs_plate())."
             )
         sites.append(_make_site(name, node, obs_axis, site_dims.pop(name, None)))
@@ -230,8 +231,8 @@ def _make_site(name: str, node: Any, obs_axis: int | None, names: Sequence[str] 
         names = [f"{name}_dim_{i}" for i in range(len(free))]
     if len(names) != len(free):
         raise ModelError(
-            f"site_dims gives {len(names)} name(s) ({', '.join(names)}) for site {name!r}, which has "
-            f"{len(free)} dimension(s) that are not plates (value shape {shape})."
+            f"site_dims gives {len(names)} name(s) ({', '.join(names)}) for site {name!r}, which "
+            f"has {len(free)} dimension(s) that are not plates (value shape {shape})."
         )
     for axis, dim_name in zip(free, names, strict=True):
         dims[axis] = dim_name
@@ -251,8 +252,9 @@ def _deterministic_event_dim(
 ) -> int:
     """Event dimensions of a deterministic site.
 
-    ``pyro.deterministic`` without ``event_dim`` declares all dimensions as event. Inside plates that
-    is rarely meant: if the leftmost dimensions have the sizes of the plates, they are the plates.
+    ``pyro.deterministic`` without ``event_dim`` declares all dimensions as event. Inside plates
+    that is rarely meant: if the leftmost dimensions have the sizes of the plates, they are
+    the plates.
     """
     if declared < len(shape) or not frames:
         return declared
@@ -283,30 +285,29 @@ def check_guide(model: SiteLedger, guide: Trace) -> None:
     ModelError
         Naming the sites that are missing or unknown.
     """
+    nodes: Mapping[str, Any] = guide.nodes
     drawn = {
         name: node
-        for name, node in guide.nodes.items()
-        if node["type"] == "sample"
-        and not isinstance(node["fn"], _Subsample)
-        and not is_deterministic(node)
-        and not node["infer"].get("is_auxiliary")
+        for name, node in nodes.items()
+        if is_random(node) and not node["infer"].get("is_auxiliary")
     }
     needed = set(model.names(Role.GLOBAL, Role.LOCAL))
     optional = set(model.names(Role.ENUMERATED))
     if missing := sorted(needed - set(drawn)):
         raise ModelError(
-            f"The guide does not draw {', '.join(map(repr, missing))}, which the model leaves latent. "
-            "Add a pyro.sample statement of the same name to the guide (or observe the site)."
+            f"The guide does not draw {', '.join(map(repr, missing))}, which the model leaves "
+            "latent. Add a pyro.sample statement of the same name to the guide (or observe it)."
         )
     if unknown := sorted(set(drawn) - needed - optional):
         raise ModelError(
-            f"The guide draws {', '.join(map(repr, unknown))}, which the model has no latent site for "
-            f"(latent sites: {', '.join(sorted(needed | optional)) or 'none'}). Rename it, or mark it "
-            'with infer={"is_auxiliary": True}.'
+            f"The guide draws {', '.join(map(repr, unknown))}, which the model has no latent site "
+            f"for (latent sites: {', '.join(sorted(needed | optional)) or 'none'}). Rename it, or "
+            'mark it with infer={"is_auxiliary": True}.'
         )
     for name, node in drawn.items():
         site = model[name]
-        if site.is_local and not any(f.name == OBS_PLATE for f in node["cond_indep_stack"]):
+        in_obs_plate = any(f.name == OBS_PLATE for f in node["cond_indep_stack"])
+        if site.is_local and not in_obs_plate:
             raise ModelError(
                 f"The guide draws the local site {name!r} outside the observation plate. Draw it "
                 "inside `with self.obs_plate():` in the guide too."

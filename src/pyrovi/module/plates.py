@@ -15,35 +15,31 @@ from pyrovi.errors import ModelError
 OBS_PLATE = "obs"
 """Name of the observation plate, and of its dimension in every labelled result."""
 
-_IN_SCOPE: ContextVar[Minibatch | None] = ContextVar("pyrovi_minibatch", default=None)
+_Scope = tuple[Minibatch, dict[int, "ObsPlate"]]
+"""A minibatch and the observation plates that have been opened in this run, by dimension."""
+
+_IN_SCOPE: ContextVar[_Scope | None] = ContextVar("pyrovi_minibatch", default=None)
 
 
 @contextmanager
 def minibatch_scope(minibatch: Minibatch) -> Iterator[None]:
     """Make a minibatch the one that :func:`obs_plate` reads."""
-    token = _IN_SCOPE.set(minibatch)
+    token = _IN_SCOPE.set((minibatch, {}))
     try:
         yield
     finally:
         _IN_SCOPE.reset(token)
 
 
-def current_minibatch() -> Minibatch:
-    """The minibatch in scope.
-
-    Raises
-    ------
-    ModelError
-        Outside of a model or guide that pyrovi runs.
-    """
-    minibatch = _IN_SCOPE.get()
-    if minibatch is None:
+def _scope() -> _Scope:
+    scope = _IN_SCOPE.get()
+    if scope is None:
         raise ModelError(
-            "There is no minibatch in scope: obs_plate() can only be opened inside a model or guide "
-            "that pyrovi runs. To run one by hand, wrap the call in "
+            "There is no minibatch in scope: obs_plate() can only be opened inside a model or "
+            "guide that pyrovi runs. To run one by hand, wrap the call in "
             "`with pyrovi.module.minibatch_scope(minibatch):`"
         )
-    return minibatch
+    return scope
 
 
 class ObsPlate(pyro.plate):
@@ -51,9 +47,9 @@ class ObsPlate(pyro.plate):
 
     ``pyro.plate("obs", size=N, subsample=indices)`` with one difference: parameters and
     ``pyro.subsample`` values that have one row per *registered* observation are always indexed by
-    the observations of the minibatch. Pyro's plate compares that number of rows with ``N``, which is
-    the number of *training* observations, and skips the indexing when the minibatch is full, which
-    would pair shuffled observations with the rows of others.
+    the observations of the minibatch. Pyro's plate compares that number of rows with ``N``, which
+    is the number of *training* observations, and skips the indexing when the minibatch is full,
+    which would pair shuffled observations with the rows of others.
     """
 
     def _postprocess_message(self, msg: Any) -> None:
@@ -81,9 +77,26 @@ def obs_plate(dim: int = -1) -> ObsPlate:
     ObsPlate
         Context manager. Log densities of sites inside are scaled by ``N / n``, where ``N`` is the
         number of training observations and ``n`` the size of the minibatch.
+
+    Raises
+    ------
+    ModelError
+        If no minibatch is in scope, or the guide has opened another plate of this name.
     """
-    minibatch = current_minibatch()
-    return ObsPlate(OBS_PLATE, size=minibatch.n_obs, subsample=minibatch.indices, dim=dim)
+    minibatch, plates = _scope()
+    if dim in plates:  # a story may open the plate as often as it likes
+        return plates[dim]
+    opened = ObsPlate(OBS_PLATE, size=minibatch.n_obs, subsample=minibatch.indices, dim=dim)
+    if opened._indices is not minibatch.indices:
+        # The plate's indices are a Pyro site: a guide's replace those of the model.
+        raise ModelError(
+            f"The guide opens a plate of its own named {OBS_PLATE!r}, with indices other than "
+            "those of the minibatch, so observations would be paired with the wrong rows. Use "
+            "`with self.obs_plate():` (or pv.obs_plate()) in the guide; an automatic guide inside "
+            "another guide needs `create_plates=lambda *_, **__: pv.obs_plate()`."
+        )
+    plates[dim] = opened
+    return opened
 
 
 def plate(name: str, size: int, dim: int | None = None) -> pyro.plate:

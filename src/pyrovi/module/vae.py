@@ -42,9 +42,9 @@ class VAE(PyroBaseModule):
         \mu_{ng} &= e^{l_n} \rho_{ng} \\
         x_{ng} &\sim \mathrm{ZINB}(\mu_{ng}, \theta_g, \pi_{ng})
 
-    with the guide :math:`q(z_n \mid x_n) = \mathrm{Normal}(m(x_n), s(x_n))` (and another encoder for
-    :math:`l_n` where it is latent). :math:`\theta` is the inverse dispersion: the variance of the
-    negative binomial is :math:`\mu + \mu^2 / \theta`.
+    with the guide :math:`q(z_n \mid x_n) = \mathrm{Normal}(m(x_n), s(x_n))` (and another encoder
+    for :math:`l_n` where it is latent). :math:`\theta` is the inverse dispersion: the variance of
+    the negative binomial is :math:`\mu + \mu^2 / \theta`.
 
     Parameters
     ----------
@@ -122,10 +122,12 @@ class VAE(PyroBaseModule):
         self.use_size_factor_key = use_size_factor_key
         self.latent_library = not use_observed_lib_size and not use_size_factor_key
 
-        self.site_dims = {"z": ("latent",), "latent": ("latent",), "library": ("library",)}
+        # a dimension is never called like a site: labelled results hold both under their names
+        self.site_dims = {"z": ("latent_dim",), "latent": ("latent_dim",)}
+        self.site_dims |= {"library": ("library_size",)}
         self.site_dims |= {"rho": ("var",), "mu": ("var",), "X": ("var",)}
         if self.latent_library:
-            self.site_dims["l"] = ("library",)
+            self.site_dims["l"] = ("library_size",)
 
         embedded = batch_representation == "embedding"
         self.batch_embedding = Embedding(n_batch, batch_embedding_dim) if embedded else None
@@ -231,14 +233,16 @@ class VAE(PyroBaseModule):
         if self.dispersion == "gene-cell":
             assert predicted is not None
             return predicted.exp()
+        assert self.log_theta is not None
         if self.dispersion == "gene-batch":
-            return (one_hot(batch, self.n_batch) @ self.log_theta.T).exp()
+            return (one_hot(batch, self.n_batch, self.log_theta.dtype) @ self.log_theta.T).exp()
         if self.dispersion == "gene-label":
-            return (one_hot(labels, self.n_labels) @ self.log_theta.T).exp()
+            return (one_hot(labels, self.n_labels, self.log_theta.dtype) @ self.log_theta.T).exp()
         return self.log_theta.exp()
 
     def _likelihood(self, mu: Tensor, theta: Tensor | None, out: Any) -> Any:
         if self.gene_likelihood == "normal":
+            assert theta is not None
             return Normal(mu, theta, normal_mu=out.scale)
         rate = mu + _SMALLEST_RATE
         if self.gene_likelihood == "poisson":
@@ -250,7 +254,7 @@ class VAE(PyroBaseModule):
         )
 
     def _embedded(self, batch: Tensor) -> list[Tensor]:
-        return [] if self.batch_embedding is None else [self.batch_embedding(batch[..., 0])]
+        return [] if self.batch_embedding is None else [self.batch_embedding(batch)]
 
     def _categorical(self, batch: Tensor, covariates: Tensor | None) -> tuple[Tensor, ...]:
         own = (batch,) if self.batch_embedding is None else ()
@@ -287,8 +291,8 @@ class VAE(PyroBaseModule):
     def _set_library_prior(self, means: np.ndarray | None, variances: np.ndarray | None) -> None:
         if means is None or variances is None:
             raise ModelError(
-                "A latent library size needs library_log_means and library_log_vars, the moments of "
-                "the log totals in each batch."
+                "A latent library size needs library_log_means and library_log_vars, the moments "
+                "of the log totals in each batch."
             )
         self.register_buffer("library_log_means", torch.as_tensor(means, dtype=torch.float32))
         self.register_buffer("library_log_vars", torch.as_tensor(variances, dtype=torch.float32))

@@ -33,7 +33,7 @@ def to_container(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any] | No
         return tree
     import arviz as az
 
-    return az.InferenceData(attrs=dict(attrs or {}), **groups)
+    return az.InferenceData(attrs=dict(attrs or {}), **dict[str, Any](groups))
 
 
 def with_chain(dataset: xr.Dataset) -> xr.Dataset:

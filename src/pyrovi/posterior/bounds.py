@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,15 @@ from torch.distributions import kl_divergence
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.module.handlers import is_random
-from pyrovi.posterior.stories import guide_trace, latent_values, model_trace, obs_dim
+from pyrovi.posterior.density import (
+    global_density,
+    local_nodes,
+    log_density,
+    observation_density,
+    per_observation,
+)
+from pyrovi.posterior.discrete import DiscreteTable, enumerates
+from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
 from pyrovi.posterior.vectorise import Story
 
 
@@ -22,17 +29,20 @@ def elbo_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
     """Parts of the ELBO of each observation under one draw, each of shape ``(n,)``.
 
     ``reconstruction`` is the log-likelihood; ``kl_local`` the KL of the local latents, in closed
-    form where there is one and estimated by the draw where not.
+    form where there is one and estimated by the draw where not. Enumerated sites, and what depends
+    on them, are summed out within ``reconstruction``.
     """
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        guide, model = _traces(module, minibatch, values)
-        pairs = [(guide.nodes.get(name), node) for name, node in _local(model, observed=False)]
-        if any(q is None for q, _ in pairs) or _has_auxiliary(guide):
-            kl = _density(guide, minibatch) - _density(model, minibatch)
-        else:
-            kl = _zeros(minibatch) + sum(_kl(q, p, minibatch.n) for q, p in pairs)
-        return {"reconstruction": _density(model, minibatch, observed=True), "kl_local": kl}
+        guide = guide_trace(module, minibatch, values)
+        latents = latent_values(guide)
+        if enumerates(module, latents):
+            table = DiscreteTable(module, minibatch, latents)
+            kl = observation_density(guide, minibatch) - table.density(observed=False)
+            return {"reconstruction": table.density(observed=True), "kl_local": kl}
+        model = model_trace(module, minibatch, latents)
+        reconstruction = observation_density(model, minibatch, observed=True)
+        return {"reconstruction": reconstruction, "kl_local": _kl_local(guide, model, minibatch)}
 
     return story
 
@@ -48,9 +58,16 @@ def importance_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
     """
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        guide, model = _traces(module, minibatch, values)
-        weight = _density(model, minibatch, observed=True) + _density(model, minibatch)
-        return {"log_weight": weight - _density(guide, minibatch)}
+        guide = guide_trace(module, minibatch, values)
+        latents = latent_values(guide)
+        if enumerates(module, latents):
+            table = DiscreteTable(module, minibatch, latents)
+            joint = table.density(observed=True) + table.density(observed=False)
+        else:
+            model = model_trace(module, minibatch, latents)
+            joint = observation_density(model, minibatch, observed=True)
+            joint = joint + observation_density(model, minibatch)
+        return {"log_weight": joint - observation_density(guide, minibatch)}
 
     return story
 
@@ -59,53 +76,42 @@ def likelihood_story(module: PyroBaseModule, minibatch: Minibatch, sites: Sequen
     """Log-likelihood of each observation under one joint draw, by observed site."""
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        _, model = _traces(module, minibatch, values)
-        result = {}
-        for name in sites:
-            node = model.nodes[name]
-            result[name] = per_observation(node, node["fn"].log_prob(node["value"]), minibatch.n)
-        return result
+        latents = latent_values(guide_trace(module, minibatch, values))
+        if enumerates(module, latents):
+            table = DiscreteTable(module, minibatch, latents)
+            return {name: table.likelihood(name) for name in sites}
+        nodes = model_trace(module, minibatch, latents).nodes
+        return {
+            name: per_observation(nodes[name], log_density(nodes[name]), minibatch.n)
+            for name in sites
+        }
 
     return story
 
 
 def global_kl_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
-    """Estimate, by one draw, of the KL of the global latents (a scalar, not per observation)."""
+    """Estimate, by one draw, of the KL of the global latents (a scalar, not per observation).
 
-    def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        guide, model = _traces(module, minibatch, values)
-        return {"kl_global": _global_density(guide) - _global_density(model)}
+    The globals have to be drawn by the story itself: an automatic guide computes the density of a
+    value from auxiliary sites, which a value given from outside would not fit.
+    """
+
+    def story(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        guide = guide_trace(module, minibatch, {})
+        model = model_trace(module, minibatch, latent_values(guide))
+        return {"kl_global": global_density(guide) - global_density(model)}
 
     return story
 
 
-def _traces(
-    module: PyroBaseModule, minibatch: Minibatch, values: dict[str, Tensor]
-) -> tuple[poutine.Trace, poutine.Trace]:
-    guide = guide_trace(module, minibatch, values)
-    return guide, model_trace(module, minibatch, latent_values(guide))
-
-
-def _local(trace: poutine.Trace, *, observed: bool) -> Iterator[tuple[str, Any]]:
-    for name, node in trace.nodes.items():
-        if is_random(node) and node["is_observed"] == observed and obs_dim(node) is not None:
-            yield name, node
-
-
-def _density(trace: poutine.Trace, minibatch: Minibatch, *, observed: bool = False) -> Tensor:
-    """Sum of the unscaled log densities of the local sites, for each observation."""
-    total = _zeros(minibatch)
-    for _, node in _local(trace, observed=observed):
-        total = total + per_observation(node, node["fn"].log_prob(node["value"]), minibatch.n)
-    return total
-
-
-def _global_density(trace: poutine.Trace) -> Tensor:
-    total = torch.zeros(())
-    for node in trace.nodes.values():
-        if is_random(node) and not node["is_observed"] and obs_dim(node) is None:
-            log_prob = node["fn"].log_prob(node["value"])
-            total = total + scale_and_mask(log_prob, node["scale"], node["mask"]).sum()
+def _kl_local(guide: poutine.Trace, model: poutine.Trace, minibatch: Minibatch) -> Tensor:
+    pairs = [(guide.nodes.get(name), node) for name, node in local_nodes(model, observed=False)]
+    drawn = list(local_nodes(guide, observed=False))
+    if len(drawn) > len(pairs) or any(q is None for q, _ in pairs):  # auxiliary sites
+        return observation_density(guide, minibatch) - observation_density(model, minibatch)
+    total = torch.zeros(minibatch.n, device=minibatch.indices.device)
+    for q, p in pairs:
+        total = total + _kl(q, p, minibatch.n)
     return total
 
 
@@ -113,35 +119,7 @@ def _kl(guide: Any, model: Any, n: int) -> Tensor:
     try:
         kl = kl_divergence(guide["fn"], model["fn"])
     except NotImplementedError:
-        kl = guide["fn"].log_prob(guide["value"]) - model["fn"].log_prob(model["value"])
-    return per_observation(guide, kl, n)
-
-
-def _has_auxiliary(trace: poutine.Trace) -> bool:
-    return any(
-        node["type"] == "sample" and node["infer"].get("is_auxiliary")
-        for node in trace.nodes.values()
-    )
-
-
-def _zeros(minibatch: Minibatch) -> Tensor:
-    return torch.zeros(minibatch.n, device=minibatch.indices.device)
-
-
-def per_observation(node: Any, values: Tensor, n: int) -> Tensor:
-    """Sum what a site of the observation plate has per batch element into ``n`` observations.
-
-    Parameters
-    ----------
-    node
-        Trace node of the site.
-    values
-        Tensor of the site's batch shape, e.g. its log density.
-    n
-        Number of observations.
-    """
-    values = scale_and_mask(values, mask=node["mask"])
-    dim = obs_dim(node)
-    assert dim is not None
-    moved = values.expand(torch.broadcast_shapes(values.shape, (n,) + (1,) * (-dim - 1)))
-    return moved.movedim(dim, -1).reshape(-1, n).sum(0)
+        return per_observation(guide, log_density(guide), n) - per_observation(
+            model, log_density(model), n
+        )
+    return per_observation(guide, scale_and_mask(kl, mask=guide["mask"]), n)

@@ -7,21 +7,24 @@ computed draw by draw, is a true posterior draw of that statistic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.ledger import Role, Site
 from pyrovi.posterior.reduce import Reduction
 from pyrovi.posterior.stories import guide_trace, latent_values, posterior_story, prior_story
-from pyrovi.posterior.vectorise import Story, map_draws
+from pyrovi.posterior.vectorise import DrawMapper, Story, map_draws
 
 ELEMENT_BUDGET = 2**24
 """Largest number of elements (draws x observations x variables) of one site held at a time."""
+
+EVALUATION_BUDGET = 2**22
+"""The same of any site of the model while it runs: larger chunks of draws are not faster."""
 
 Loader = Callable[[int], Iterable[Minibatch]]
 """Makes a loader of the queried observations with a given batch size."""
@@ -59,7 +62,7 @@ def draw_globals(
         latents = latent_values(guide_trace(module, example, {}))
         return {name: latents[name] for name in names}
 
-    with stream("draws", "global", seed=seed):
+    with evaluation_mode(module), stream("draws", "global", seed=seed):
         return map_draws(story, {}, num_draws)
 
 
@@ -103,33 +106,73 @@ def run_query(
     dict
         Site -> array of shape ``(*reduced, ...)`` with the observations in the loader's order.
     """
-    batch_size = bounded_batch_size(sites.values(), num_draws, batch_size)
     collected: dict[str, list[np.ndarray]] = {name: [] for name in sites}
-    training, device = module.training, module.device
-    module.eval()
-    try:
-        for position, minibatch in enumerate(loader(batch_size)):
-            minibatch = minibatch.to(device)
-            with stream("draws", "local", position, seed=seed):
-                values = map_draws(make_story(minibatch), globals_, num_draws)
-            for name, site in sites.items():
-                if site.is_local or not collected[name]:
-                    collected[name].append(reduction(values[name]))
-    finally:
-        module.train(training)
+    for _, values in stream_query(
+        module,
+        loader,
+        make_story,
+        globals_,
+        sites,
+        num_draws=num_draws,
+        batch_size=batch_size,
+        seed=seed,
+    ):
+        for name, site in sites.items():
+            if site.is_local or not collected[name]:
+                collected[name].append(reduction(values[name]))
     return {
         name: np.concatenate(parts, axis=sites[name].obs_axis) if sites[name].is_local else parts[0]
         for name, parts in collected.items()
     }
 
 
+def stream_query(
+    module: PyroBaseModule,
+    loader: Loader,
+    make_story: Callable[[Minibatch], Story],
+    globals_: Mapping[str, Tensor],
+    sites: Mapping[str, Site],
+    *,
+    num_draws: int,
+    batch_size: int,
+    seed: int | None = None,
+) -> Iterator[tuple[Minibatch, dict[str, Tensor]]]:
+    """All draws of one minibatch after the other: what statistics over observations add up.
+
+    Parameters
+    ----------
+    module, loader, make_story, globals_, sites, num_draws, batch_size, seed
+        As in :func:`run_query`, which gives the same draws.
+
+    Yields
+    ------
+    tuple
+        The minibatch, and site -> tensor of shape ``(S, ...)``.
+    """
+    batch_size = bounded_batch_size(sites.values(), num_draws, batch_size)
+    device, mapper = module.device, DrawMapper()
+    for position, minibatch in enumerate(loader(batch_size)):
+        minibatch = minibatch.to(device)
+        chunk = draws_at_once(module, minibatch.n)
+        with evaluation_mode(module), stream("draws", "local", position, seed=seed):
+            values = mapper(make_story(minibatch), globals_, num_draws, chunk)
+        yield minibatch, values
+
+
 def bounded_batch_size(sites: Iterable[Site], num_draws: int, batch_size: int) -> int:
     """Batch size that keeps ``draws x observations x variables`` of a site within the budget."""
-    per_observation = max(
-        (math.prod(n for n in site.shape if isinstance(n, int)) for site in sites if site.is_local),
-        default=1,
-    )
-    return max(1, min(batch_size, ELEMENT_BUDGET // max(1, num_draws * per_observation)))
+    per_draw = num_draws * _largest_per_observation(sites)
+    return max(1, min(batch_size, ELEMENT_BUDGET // per_draw))
+
+
+def draws_at_once(module: PyroBaseModule, n: int) -> int:
+    """Number of draws of ``n`` observations to run the model for at once, memory kept bounded."""
+    return max(1, EVALUATION_BUDGET // (n * _largest_per_observation(module.ledger.values())))
+
+
+def _largest_per_observation(sites: Iterable[Site]) -> int:
+    local = (site.shape for site in sites if site.is_local)
+    return max((math.prod(n for n in shape if isinstance(n, int)) for shape in local), default=1)
 
 
 def posterior_query(
@@ -162,5 +205,5 @@ def draw_prior_globals(
     names = module.ledger.names(Role.GLOBAL)
     if not names:
         return {}
-    with stream("draws", "prior", seed=seed):
+    with evaluation_mode(module), stream("draws", "prior", seed=seed):
         return map_draws(prior_story(module, example, names), {}, num_draws)

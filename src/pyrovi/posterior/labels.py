@@ -54,7 +54,8 @@ def label(
     import xarray as xr
 
     leading = dict(leading or {})
-    variables, sizes = {}, {}
+    variables: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
     for name, array in arrays.items():
         site = sites[name]
         array = np.asarray(array)
@@ -73,8 +74,8 @@ def _labels(dim: str, size: int, given: Any, coords: Coords) -> np.ndarray:
         return np.arange(size)
     if len(labels) != size:
         raise DataError(
-            f"Dimension {dim!r} has size {size}, but the data have {len(labels)} names for it. If the "
-            "dimension is another one, give it another name in site_dims (or pv.plate)."
+            f"Dimension {dim!r} has size {size}, but the data have {len(labels)} names for it. If "
+            "the dimension is another one, give it another name in site_dims (or pv.plate)."
         )
     index = pd.Index(labels)
     if not index.is_unique:

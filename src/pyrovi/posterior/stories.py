@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro import poutine
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.module.handlers import Substitute, Uncondition
-from pyrovi.module.plates import OBS_PLATE
+from pyrovi.module.handlers import Substitute, Uncondition, is_latent
+from pyrovi.posterior.discrete import DiscreteTable, enumerates
 from pyrovi.posterior.vectorise import Story
 
 
 def latent_values(trace: poutine.Trace) -> dict[str, Tensor]:
     """Values of the latent sites of a guide trace."""
+    nodes: Mapping[str, Any] = trace.nodes
     return {
         name: node["value"]
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and not isinstance(node["fn"], _Subsample)
-        and not node["infer"].get("is_auxiliary")
+        for name, node in nodes.items()
+        if is_latent(node) and not node["infer"].get("is_auxiliary")
     }
+
+
+def values_of(trace: poutine.Trace, sites: Sequence[str]) -> dict[str, Tensor]:
+    """Values of some sites of a trace."""
+    nodes: Mapping[str, Any] = trace.nodes
+    return {name: nodes[name]["value"] for name in sites}
 
 
 def guide_trace(
@@ -80,8 +84,10 @@ def posterior_story(
         latents = latent_values(guide_trace(module, minibatch, values))
         if set(sites) <= set(latents):
             return {name: latents[name] for name in sites}
+        if enumerates(module, latents):
+            latents |= DiscreteTable(module, minibatch, latents).draw()
         trace = model_trace(module, seen_by_model, latents, predictive=predictive)
-        return {name: trace.nodes[name]["value"] for name in sites}
+        return values_of(trace, sites)
 
     return story
 
@@ -91,11 +97,6 @@ def prior_story(module: PyroBaseModule, minibatch: Minibatch, sites: Sequence[st
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
         trace = model_trace(module, minibatch, values, predictive=True)
-        return {name: trace.nodes[name]["value"] for name in sites}
+        return values_of(trace, sites)
 
     return story
-
-
-def obs_dim(node: Any) -> int | None:
-    """Batch dimension of the observation plate at a site; ``None`` outside of it."""
-    return next((f.dim for f in node["cond_indep_stack"] if f.name == OBS_PLATE), None)

@@ -7,8 +7,8 @@ from pyrovi.train.callbacks import (
     ELBOConvergence,
     LoudEarlyStopping,
     NaNGuard,
-    SaveCheckpoint,
 )
+from pyrovi.train.checkpoint import AtomicCheckpointIO, SaveCheckpoint
 from pyrovi.train.loggers import HistoryLogger
 from pyrovi.train.manual_plan import ManualSVITrainingPlan
 from pyrovi.train.plan import SVITrainingPlan
@@ -17,6 +17,7 @@ from pyrovi.train.runner import TrainRunner
 from pyrovi.train.trainer import Trainer
 
 __all__ = [
+    "AtomicCheckpointIO",
     "BestCheckpoint",
     "ELBOConvergence",
     "HistoryLogger",

@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from pyrovi.errors import TrainingError
 from pyrovi.train.plan import SVITrainingPlan
+from pyrovi.train.schedulers import missing_metric
 
 
 class LoudEarlyStopping(EarlyStopping):
@@ -33,9 +34,10 @@ class LoudEarlyStopping(EarlyStopping):
         self.reason: str | None = None
 
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
-        plan = trainer.lightning_module
-        if plan.epochs_done + 1 < self.warmup_epochs or plan.kl_weight < plan.max_kl_weight:
+        if trainer.current_epoch < self.warmup_epochs or _plan(trainer).is_warming_up:
             return
+        if self.monitor not in trainer.callback_metrics:
+            raise missing_metric(self.monitor, trainer.callback_metrics)
         super()._run_early_stopping_check(trainer)
         if trainer.should_stop and self.reason is None:
             self.reason = (
@@ -66,27 +68,41 @@ class BestCheckpoint(Callback):
         self.best = math.inf
         self.best_epoch: int | None = None
         self._parameters: dict[str, torch.Tensor] | None = None
+        self._first = 0
 
     def on_validation_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Keep the parameters if they are the best so far."""
-        assert isinstance(plan, SVITrainingPlan)
-        value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or plan.kl_weight < plan.max_kl_weight:
+        if self.monitor.endswith("_validation") and not trainer.sanity_checking:
+            self._compare(trainer, trainer.current_epoch)
+
+    def on_train_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Note where this call of ``train`` begins."""
+        self._first = trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Look at training metrics, which are there only after the epoch they belong to."""
+        if not self.monitor.endswith("_validation") and trainer.current_epoch > self._first:
+            self._compare(trainer, trainer.current_epoch - 1)
+
+    def on_train_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Look at those of the last epoch."""
+        self.on_train_epoch_start(trainer, plan)
+
+    def _compare(self, trainer: pl.Trainer, epoch: int) -> None:
+        plan = _plan(trainer)
+        if plan.is_warming_up:
             return
-        if value is None:
-            raise TrainingError(
-                f"The monitored metric {self.monitor!r} was not logged; metrics are: "
-                f"{', '.join(sorted(trainer.callback_metrics))}."
-            )
-        if self._sign * float(value) < self.best:
-            self.best, self.best_epoch = self._sign * float(value), plan.epochs_done
+        if self.monitor not in trainer.callback_metrics:
+            raise missing_metric(self.monitor, trainer.callback_metrics)
+        value = self._sign * float(trainer.callback_metrics[self.monitor])
+        if value < self.best:
+            self.best, self.best_epoch = value, epoch
             self._parameters = _copy_state(plan.module)
 
     def on_fit_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Load the best parameters."""
         if self._parameters is not None:
-            assert isinstance(plan, SVITrainingPlan)
-            plan.module.load_state_dict(self._parameters)
+            _plan(trainer).module.load_state_dict(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """State for checkpoints."""
@@ -101,8 +117,8 @@ class BestCheckpoint(Callback):
 class NaNGuard(Callback):
     """Stop at the first loss that is not finite, with the parameters of the last good epoch.
 
-    On the CPU every step is checked; on other devices, where a check waits for the device, every
-    epoch.
+    With one process on the CPU every step is checked; otherwise, where a check would wait for the
+    device or for other processes, every epoch.
     """
 
     def __init__(self) -> None:
@@ -112,13 +128,13 @@ class NaNGuard(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Keep the parameters training started with."""
-        self._good = _copy_state(plan.module)
+        self._good = _copy_state(_plan(trainer).module)
 
     def on_before_backward(
         self, trainer: pl.Trainer, plan: pl.LightningModule, loss: torch.Tensor
     ) -> None:
         """Look at the loss."""
-        self._check(trainer, plan, loss.detach())
+        self._check(trainer, loss.detach())
 
     def on_train_batch_end(
         self,
@@ -130,30 +146,41 @@ class NaNGuard(Callback):
     ) -> None:
         """Look at the loss of a manual plan, which has no backward hook."""
         if not plan.automatic_optimization:
-            self._check(trainer, plan, torch.as_tensor(outputs["loss"]).detach())
+            self._check(trainer, outputs["loss"].detach())
 
-    def _check(self, trainer: pl.Trainer, plan: pl.LightningModule, loss: torch.Tensor) -> None:
-        if loss.device.type == "cpu":
+    def _check(self, trainer: pl.Trainer, loss: torch.Tensor) -> None:
+        if loss.device.type == "cpu" and trainer.world_size == 1:
             if not math.isfinite(loss.item()):
-                self._stop(trainer, plan)
+                self._stop(trainer)
         else:
             bad = ~torch.isfinite(loss)
             self._bad = bad if self._bad is None else self._bad | bad
 
     def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Look at the epoch's losses, and keep its parameters."""
-        if self._bad is not None and bool(self._bad):
-            self._stop(trainer, plan)
-        self._good = _copy_state(plan.module)
+        if self._bad is not None:
+            if trainer.strategy.reduce_boolean_decision(bool(self._bad), all=False):
+                self._stop(trainer)
+            self._bad = None
+        self._good = _copy_state(_plan(trainer).module)
 
-    def _stop(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
-        assert self._good is not None
-        plan.module.load_state_dict(self._good)
+    def _stop(self, trainer: pl.Trainer) -> None:
+        self.restore(_plan(trainer))
         raise TrainingError(
-            f"The loss became NaN or infinite in epoch {plan.epochs_done} (step {plan.steps_done}). "
-            "The module is back at the parameters of the end of the epoch before. Usual remedies: a "
-            "smaller lr, gradient_clip_val=10, or a check of the data for extreme values."
+            f"The loss became NaN or infinite in epoch {trainer.current_epoch} (step "
+            f"{trainer.global_step}). {REMEDIES}"
         )
+
+    def restore(self, plan: SVITrainingPlan) -> None:
+        """Put the parameters of the last good epoch back."""
+        if self._good is not None:
+            plan.module.load_state_dict(self._good)
+
+
+REMEDIES = (
+    "The module is back at the parameters of the end of the epoch before. Usual remedies: a smaller "
+    "lr, gradient_clip_val=10, or a check of the data for extreme values."
+)
 
 
 class ELBOConvergence(EarlyStopping):
@@ -178,8 +205,7 @@ class ELBOConvergence(EarlyStopping):
         self.reason: str | None = None
 
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
-        plan = trainer.lightning_module
-        if plan.kl_weight < plan.max_kl_weight:
+        if _plan(trainer).is_warming_up:
             return
         self._losses.append(float(trainer.callback_metrics[self.monitor]))
         if len(self._losses) < 2 * self.window:
@@ -204,29 +230,10 @@ class ELBOConvergence(EarlyStopping):
         self._losses = list(state_dict["losses"])
 
 
-class SaveCheckpoint(ModelCheckpoint):
-    """Write a training checkpoint at every epoch: optimiser, scheduler, random streams, sampler.
-
-    Resume with ``model.train(..., ckpt_path=".../last.ckpt")``.
-
-    Parameters
-    ----------
-    dirpath
-        Folder; ``last.ckpt`` is always the newest.
-    every_n_epochs
-        Interval.
-    kwargs
-        Further arguments of Lightning's ``ModelCheckpoint``.
-    """
-
-    def __init__(self, dirpath: str | None = None, every_n_epochs: int = 1, **kwargs: Any) -> None:
-        options = {"save_last": True, "save_top_k": 1, "filename": "{epoch}"} | kwargs
-        super().__init__(
-            dirpath=dirpath,
-            every_n_epochs=every_n_epochs,
-            save_on_train_epoch_end=True,
-            **options,
-        )
+def _plan(trainer: pl.Trainer) -> SVITrainingPlan:
+    plan = trainer.lightning_module
+    assert isinstance(plan, SVITrainingPlan)
+    return plan
 
 
 def _copy_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

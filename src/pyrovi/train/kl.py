@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+from pyrovi.errors import TrainingError
+
 WARMUP_FRACTION = 0.5
 """Default length of the warm-up, as a fraction of the planned epochs: it always completes."""
 
 
-def kl_weight(
-    epoch: int,
-    step: int,
-    n_epochs_kl_warmup: int | None,
-    n_steps_kl_warmup: int | None,
-    max_kl_weight: float = 1.0,
-    min_kl_weight: float = 0.0,
-) -> float:
-    """Linear warm-up from ``min_kl_weight`` to ``max_kl_weight``; epochs take precedence over steps.
+@dataclass(frozen=True)
+class KLWarmup:
+    """Linear warm-up of the KL weight; epochs take precedence over steps.
 
     Parameters
     ----------
-    epoch, step
-        Epochs and optimiser steps done so far.
-    n_epochs_kl_warmup, n_steps_kl_warmup
-        Length of the warm-up; 0 or ``None`` for both means no warm-up.
+    n_epochs, n_steps
+        Length of the warm-up. Both ``None``: left open (see :meth:`planned`); until then, and if
+        the length is 0, the weight is ``max_weight``.
+    max_weight, min_weight
+        Last and first weight.
 
     Raises
     ------
-    ValueError
-        If the largest weight is smaller than the smallest.
+    TrainingError
+        If a number is negative, or the first weight is larger than the last.
     """
-    if min_kl_weight > max_kl_weight:
-        raise ValueError(
-            f"min_kl_weight ({min_kl_weight}) must not be larger than max_kl_weight "
-            f"({max_kl_weight})."
-        )
-    if n_epochs_kl_warmup:
-        done = epoch / n_epochs_kl_warmup
-    elif n_steps_kl_warmup:
-        done = step / n_steps_kl_warmup
-    else:
-        done = 1.0
-    return min_kl_weight + (max_kl_weight - min_kl_weight) * min(done, 1.0)
+
+    n_epochs: int | None = None
+    n_steps: int | None = None
+    max_weight: float = 1.0
+    min_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_weight <= self.max_weight:
+            raise TrainingError(
+                f"min_kl_weight ({self.min_weight}) must not be negative, nor larger than "
+                f"max_kl_weight ({self.max_weight})."
+            )
+        for name, length in (("epochs", self.n_epochs), ("steps", self.n_steps)):
+            if length is not None and length < 0:
+                raise TrainingError(f"n_{name}_kl_warmup must not be negative, got {length}.")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the length has not been given."""
+        return self.n_epochs is None and self.n_steps is None
+
+    def planned(self, max_epochs: int) -> KLWarmup:
+        """The same with an open length fixed at half of the planned epochs, rounded down."""
+        return replace(self, n_epochs=int(WARMUP_FRACTION * max_epochs)) if self.is_open else self
+
+    def weight(self, epoch: int, step: int) -> float:
+        """Weight after so many epochs and optimiser steps."""
+        if self.n_epochs:
+            done = epoch / self.n_epochs
+        elif self.n_steps:
+            done = step / self.n_steps
+        else:
+            done = 1.0
+        return self.min_weight + (self.max_weight - self.min_weight) * min(done, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,18 +14,27 @@ from pyrovi.errors import TrainingError
 
 
 class HistoryLogger(Logger):
-    """Keeps every logged metric, by epoch.
+    """Keeps the metrics of each epoch: those the plan records, and what others log.
 
-    Parameters
+    Attributes
     ----------
-    epoch
-        Function that tells the number of epochs done, over all calls of ``train``.
+    values
+        Metric -> epoch -> value. Epochs count from 0, over all calls of ``train``.
     """
 
-    def __init__(self, epoch: Callable[[], int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._epoch = epoch
         self.values: dict[str, dict[int, float]] = {}
+        self._recorded: set[str] = set()
+
+    def record(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Keep metrics at once, in full precision: before the epoch's checkpoint is written."""
+        self._recorded.update(metrics)
+        self._keep(epoch, metrics)
+
+    def _keep(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        for metric, value in metrics.items():
+            self.values.setdefault(metric, {})[epoch] = float(value)
 
     @property
     def name(self) -> str:
@@ -38,10 +47,10 @@ class HistoryLogger(Logger):
         return "0"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keep the metrics of the present epoch."""
-        for metric, value in metrics.items():
-            if metric != "epoch":
-                self.values.setdefault(metric, {})[self._epoch()] = float(value)
+        """Keep what callbacks log (Lightning adds the epoch)."""
+        others = {k: v for k, v in metrics.items() if k not in self._recorded and k != "epoch"}
+        if others and "epoch" in metrics:
+            self._keep(int(metrics["epoch"]), others)
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any

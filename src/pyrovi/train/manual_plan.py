@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import TrainingError
-from pyrovi.module.handlers import AnnealKL
+from pyrovi.module.base import PyroBaseModule
 from pyrovi.train.metrics import record_traces
-from pyrovi.train.plan import SVITrainingPlan
+from pyrovi.train.plan import SVITrainingPlan, annealed, has_differentiable_loss
 
 
 class ManualSVITrainingPlan(SVITrainingPlan):
@@ -19,6 +21,7 @@ class ManualSVITrainingPlan(SVITrainingPlan):
 
     The ELBO computes its own gradients (``loss_and_grads``); clipping, accumulation and schedulers,
     which Lightning leaves to manual plans, are done here under the same rules. One device only.
+    Metrics are those of the evidence lower bound, whatever bound is optimised.
 
     Parameters
     ----------
@@ -32,21 +35,34 @@ class ManualSVITrainingPlan(SVITrainingPlan):
 
     def __init__(
         self,
-        module: Any,
+        module: PyroBaseModule,
         *,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
         accumulate_grad_batches: int = 1,
         **kwargs: Any,
     ) -> None:
-        # Lightning's setter needs the base class to be initialised first, whose initialiser asks.
-        self._manual_options = (gradient_clip_val, gradient_clip_algorithm, accumulate_grad_batches)
         super().__init__(module, **kwargs)
+        self._clipping = (gradient_clip_val, gradient_clip_algorithm or "norm")
+        self._accumulate = accumulate_grad_batches
 
     @property
     def automatic_optimization(self) -> bool:
         """Always false."""
         return False
+
+    def _measuring_elbo(self) -> ELBO:
+        """Bounds of another kind are measured by the plain ELBO."""
+        if has_differentiable_loss(self.elbo):
+            return self.elbo
+        return Trace_ELBO(
+            num_particles=self.elbo.num_particles, max_plate_nesting=self.elbo.max_plate_nesting
+        )
+
+    @property
+    def accumulated_batches(self) -> int:
+        """Minibatches per optimiser step."""
+        return self._accumulate
 
     def setup(self, stage: str) -> None:
         """Refuse several devices: the gradients bypass Lightning's reduction."""
@@ -61,35 +77,48 @@ class ManualSVITrainingPlan(SVITrainingPlan):
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> Tensor:
         """One minibatch; steps the optimiser when enough gradients are accumulated."""
         self._check_bound(minibatch)
-        clip, algorithm, accumulate = self._manual_options
-        with record_traces(self.elbo) as traces, AnnealKL(self.kl_weight):
+        with record_traces(self.elbo) as traces, annealed(self._next_weight()):
             loss = self.elbo.loss_and_grads(self.module.run_model, self.module.run_guide, minibatch)
-        self._epoch_means["train"].update(self._parts(traces, minibatch), minibatch.n)
+        loss = torch.as_tensor(loss / minibatch.n_obs, device=self.device)
+        self.means["train"].update(self._parts(self.elbo, traces, minibatch, loss), minibatch.n)
+        self._n_obs = minibatch.n_obs
         last = (batch_idx + 1) == self.trainer.num_training_batches
-        if (batch_idx + 1) % accumulate == 0 or last:
-            for parameter in self.module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad /= minibatch.n_obs * accumulate
-            optimizer = self.optimizers()
-            if clip is not None:
-                self.clip_gradients(optimizer, clip, algorithm or "norm")
-            optimizer.step()
-            optimizer.zero_grad()
-            self._step_schedulers("step")
-        return torch.as_tensor(loss / minibatch.n_obs, device=self.device)
+        if (batch_idx + 1) % self._accumulate == 0 or last:
+            self._step()
+        return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's metrics and step the schedulers."""
-        super().on_train_epoch_end()
-        self._step_schedulers("epoch")
+    def _step(self) -> None:
+        assert self.optimizer_plan is not None
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= self._n_obs * self._accumulate
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        clip, algorithm = self._clipping
+        self.configure_gradient_clipping(self.optimizer_plan.optimizer, clip, algorithm)
+        optimizer.step()
+        optimizer.zero_grad()
+        self._step_schedule("step")
 
-    def _step_schedulers(self, interval: str) -> None:
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval != interval:
-                continue
-            if config.reduce_on_plateau:
-                metric = self.trainer.callback_metrics.get(config.monitor)
-                if metric is not None:
-                    config.scheduler.step(metric)
-            else:
-                config.scheduler.step()
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of all parameters together."""
+        parameters = list(self.module.parameters())
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def _check_bound(self, minibatch: Minibatch) -> None:
+        if isinstance(self.elbo, RenyiELBO) and minibatch.n != minibatch.n_obs:
+            raise TrainingError(
+                "RenyiELBO scales the observation plate inside its logarithm, so with minibatches it "
+                f"is no bound at all ({minibatch.n} of {minibatch.n_obs} observations here). Train "
+                "on full batches (batch_size=None), or use Trace_ELBO."
+            )

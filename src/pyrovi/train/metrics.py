@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovi.module.ledger import SiteLedger
+from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.plates import OBS_PLATE
 
 METRICS = ("elbo", "reconstruction_loss", "kl_local", "kl_global")
@@ -43,8 +43,7 @@ def elbo_parts(
     traces: list[tuple[poutine.Trace, poutine.Trace]],
     ledger: SiteLedger,
     n_obs: int,
-    *,
-    analytic_kl: bool,
+    elbo: ELBO,
 ) -> dict[str, Tensor]:
     """Parts of the negative ELBO per observation, averaged over particles.
 
@@ -56,37 +55,64 @@ def elbo_parts(
         Site ledger of the model.
     n_obs
         Plate size ``N``; sums over the plate are divided by it.
-    analytic_kl
-        Use the closed form of the KL where there is one, as ``TraceMeanField_ELBO`` does.
+    elbo
+        The ELBO that made the traces: its number of particles (which vectorised particles share one
+        trace), and whether it takes closed-form KL terms.
 
     Returns
     -------
     dict
         ``elbo = reconstruction_loss + kl_local + kl_global``, 0-d tensors.
     """
-    device = next(
-        (n["value"].device for n in traces[0][0].nodes.values() if n["type"] == "sample"), None
-    )
-    parts = {name: torch.zeros((), device=device) for name in METRICS[1:]}
+    analytic = isinstance(elbo, TraceMeanField_ELBO)
+    terms: dict[str, list[Tensor]] = {name: [] for name in METRICS[1:]}
     for model, guide in traces:
         for name, node in model.nodes.items():
             if node["type"] != "sample" or name == OBS_PLATE:
                 continue
             if node["is_observed"]:
-                parts["reconstruction_loss"] -= _log_density(node)
+                terms["reconstruction_loss"].append(-_log_density(node))
                 continue
             part = "kl_local" if ledger[name].is_local else "kl_global"
-            parts[part] += _kl(node, guide.nodes.get(name), analytic_kl)
-        for name, node in guide.nodes.items():
+            terms[part].append(_kl(node, guide.nodes[name], analytic))
+        for node in guide.nodes.values():
             if node["type"] == "sample" and node["infer"].get("is_auxiliary"):
-                parts["kl_global"] += _log_density(node)
-    parts = {name: value / (len(traces) * n_obs) for name, value in parts.items()}
-    return {"elbo": torch.stack(list(parts.values())).sum(), **parts}
+                local = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
+                terms["kl_local" if local else "kl_global"].append(_log_density(node))
+    device = next(term.device for part in terms.values() for term in part)
+    scale = 1 / (elbo.num_particles * n_obs)
+    parts = {
+        name: sum(part, torch.zeros((), device=device)) * scale for name, part in terms.items()
+    }
+    return {"elbo": sum(parts.values(), torch.zeros((), device=device)), **parts}
+
+
+@torch.no_grad()
+def enumerated_parts(
+    traces: list[tuple[poutine.Trace, poutine.Trace]],
+    ledger: SiteLedger,
+    n_obs: int,
+    elbo: ELBO,
+    loss: Tensor,
+) -> dict[str, Tensor]:
+    """The same for models with enumerated sites, whose local terms do not separate.
+
+    The sum over the enumerated values is taken inside the logarithm of the marginal likelihood, so
+    everything but the KL of the global sites counts as ``reconstruction_loss``.
+    """
+    global_sites = set(ledger.names(Role.GLOBAL))
+    kl = loss.new_zeros(())
+    for model, guide in traces:
+        for name in global_sites:
+            kl = kl + _kl(model.nodes[name], guide.nodes[name], analytic=False)
+    kl = kl / (elbo.num_particles * n_obs)
+    total = loss.detach()
+    zero = torch.zeros_like(total)
+    parts = {"reconstruction_loss": total - kl, "kl_local": zero, "kl_global": kl}
+    return {"elbo": total, **parts}
 
 
 def _kl(model: Any, guide: Any, analytic: bool) -> Tensor:
-    if guide is None:  # enumerated in the model: its log density is part of the marginal likelihood
-        return -_log_density(model)
     if analytic:
         try:
             kl = kl_divergence(guide["fn"], model["fn"])
@@ -108,36 +134,49 @@ def _scale(node: Any) -> Any:
     return (node["infer"] or {}).get("unannealed_scale", node["scale"])
 
 
-def uses_analytic_kl(elbo: ELBO) -> bool:
-    """Whether an ELBO takes closed-form KL terms."""
-    return isinstance(elbo, TraceMeanField_ELBO)
-
-
 class EpochMean:
     """Weighted mean over an epoch, kept on the device: no synchronisation per step."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
         self._weight = 0.0
 
-    def update(self, values: dict[str, Tensor], weight: int) -> None:
-        """Add the values of a minibatch of ``weight`` observations."""
-        for name, value in values.items():
-            value = value.detach() * weight
-            if value.device.type != "mps":  # which has no float64
-                value = value.double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been added since the last mean."""
+        return self._sums is None
+
+    def update(self, values: Mapping[str, Tensor], weight: int) -> None:
+        """Add the values (0-d tensors) of a minibatch of ``weight`` observations."""
+        new = torch.stack(list(values.values())).detach()
+        if new.device.type != "mps":  # which has no float64
+            new = new.double()
+        if self._sums is None:
+            self._names, self._sums = list(values), new * weight
+        else:
+            self._sums.add_(new, alpha=weight)
         self._weight += weight
 
-    def compute(self) -> dict[str, float]:
-        """The means (over all ranks), and start anew."""
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        packed = torch.stack([self._sums[n] for n in names])
-        packed = torch.cat([packed, packed.new_tensor([self._weight])])
+    def totals(self) -> tuple[list[str], list[float], float]:
+        """Names, weighted sums and total weight over all ranks; every rank has to ask."""
+        if self._sums is None:
+            return [], [], 0.0
+        packed = torch.cat([self._sums, self._sums.new_tensor([self._weight])])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(packed)
         *sums, weight = packed.tolist()
-        self._sums, self._weight = {}, 0.0
+        return self._names, sums, weight
+
+    def compute(self) -> dict[str, float]:
+        """The means over all ranks; starts anew."""
+        names, sums, weight = self.totals()
+        self._sums, self._weight = None, 0.0
         return {name: total / weight for name, total in zip(names, sums, strict=True)}
+
+    def restore(self, totals: tuple[list[str], list[float], float], device: torch.device) -> None:
+        """Go on from :meth:`totals` (of one rank: the totals are those of all)."""
+        names, sums, weight = totals
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._names, self._weight = list(names), weight
+        self._sums = torch.tensor(sums, dtype=dtype, device=device) if names else None

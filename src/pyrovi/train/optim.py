@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,25 +22,56 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """A torch optimiser, what makes its scheduler, and how single gradients are clipped."""
+    """A torch optimiser, what makes its scheduler, and what happens to gradients before a step.
+
+    Parameters
+    ----------
+    optimizer
+        The optimiser.
+    make_scheduler
+        Makes the scheduler of a ``PyroLRScheduler``.
+    sums_over_observations
+        Whether the optimiser is to see the gradient of the ELBO of all observations, not per
+        observation: the learning rates, clipping bounds and ``eps`` of a Pyro optimiser are meant
+        for that one.
+    clipping
+        Parameters and the options by which Pyro clips the gradient of each by itself.
+    """
 
     optimizer: Optimizer
-    make_scheduler: Callable[[Optimizer], LRScheduler] | None
-    clipping: Sequence[tuple[nn.Parameter, Mapping[str, float]]]
+    make_scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    sums_over_observations: bool = False
+    clipping: Sequence[tuple[nn.Parameter, Mapping[str, float]]] = field(default=())
 
-    def clip(self) -> None:
-        """Clip the gradient of each parameter by itself, as Pyro's optimisers do."""
+    def prepare_gradients(self, n_obs: int) -> None:
+        """Turn the gradients of the objective per observation into those the optimiser takes."""
+        if self.sums_over_observations:
+            gradients = [
+                p.grad
+                for group in self.optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
+            torch._foreach_mul_(gradients, float(n_obs))
         for parameter, options in self.clipping:
             if "clip_norm" in options:
                 nn.utils.clip_grad_norm_(parameter, options["clip_norm"])
             if "clip_value" in options:
                 nn.utils.clip_grad_value_(parameter, options["clip_value"])
 
+    def learning_rates(self) -> dict[str, float]:
+        """Present learning rates; ``lr-Adam``, or ``lr-Adam/pg1``, ... with several groups."""
+        name, groups = f"lr-{type(self.optimizer).__name__}", self.optimizer.param_groups
+        if len(groups) == 1:
+            return {name: float(groups[0]["lr"])}
+        return {f"{name}/pg{i}": float(group["lr"]) for i, group in enumerate(groups, 1)}
+
 
 def build_optimizer(
     spec: OptimizerSpec | None,
     named_parameters: NamedParameters,
     defaults: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> OptimizerPlan:
     """Translate an optimiser specification into one torch optimiser with parameter groups.
 
@@ -54,41 +85,67 @@ def build_optimizer(
     named_parameters
         Names (as in ``state_dict``) and parameters.
     defaults
-        Keyword arguments of the torch optimiser where ``spec`` has none of its own.
+        Keyword arguments of a torch optimiser, as far as it takes them.
+    options
+        Keyword arguments of a torch optimiser that the caller asked for.
 
     Returns
     -------
     OptimizerPlan
-        The optimiser, its scheduler (if any) and the clipping of each parameter.
+        The optimiser and what belongs to it.
 
     Raises
     ------
     TrainingError
-        If nothing can be trained, or the specification is of another kind.
+        If nothing can be trained, the specification is of another kind, or the optimiser does not
+        take the arguments.
     """
     parameters = [(name, p) for name, p in named_parameters if p.requires_grad]
     if not parameters:
         raise TrainingError("There is nothing to train: no parameter requires a gradient.")
-    if spec is None:
-        spec = torch.optim.Adam
-    if not isinstance(spec, PyroOptim):
-        if not callable(spec):
-            raise TrainingError(
-                f"optim must be a torch optimiser class or a pyro.optim object, got {spec!r} "
-                f"({type(spec).__name__})."
-            )
-        return OptimizerPlan(spec([p for _, p in parameters], **defaults), None, [])
+    if isinstance(spec, PyroOptim):
+        return _from_pyro(spec, parameters)
+    make: Any = torch.optim.Adam if spec is None else spec
+    if not callable(make):
+        raise TrainingError(
+            f"optim must be a torch optimiser class or a pyro.optim object, got {spec!r} "
+            f"({type(spec).__name__})."
+        )
+    known = inspect.signature(make).parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known)
+    accepted = {k: v for k, v in defaults.items() if takes_any or k in {p.name for p in known}}
+    try:
+        optimizer = make([p for _, p in parameters], **{**accepted, **options})
+    except TypeError as error:
+        raise TrainingError(f"The optimiser {make!r} cannot be made: {error}.") from error
+    return OptimizerPlan(optimizer)
 
+
+def _from_pyro(spec: PyroOptim, parameters: list[tuple[str, nn.Parameter]]) -> OptimizerPlan:
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     clipping = []
     for name, parameter in parameters:
-        options = _options(spec.pt_optim_args, name)
+        options = _options_of(spec.pt_optim_args, name)
         key = tuple(sorted((k, repr(v)) for k, v in options.items()))
         groups.setdefault(key, {"params": [], **options})["params"].append(parameter)
-        if clip := _options(spec.pt_clip_args, name):
+        if clip := _options_of(spec.pt_clip_args or {}, name):
             clipping.append((parameter, clip))
-    optimizer = spec.pt_optim_constructor(list(groups.values()))
-    return OptimizerPlan(optimizer, _scheduler_maker(spec), clipping)
+    try:
+        optimizer = spec.pt_optim_constructor(list(groups.values()), **_required(spec, groups))
+    except TypeError as error:
+        raise TrainingError(f"The Pyro optimiser cannot be made: {error}.") from error
+    return OptimizerPlan(optimizer, _scheduler_maker(spec), True, clipping)
+
+
+def _required(spec: PyroOptim, groups: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments without a default, such as the learning rate of some optimisers."""
+    first = next(iter(groups.values()))
+    known = inspect.signature(spec.pt_optim_constructor).parameters
+    return {
+        name: first[name]
+        for name, parameter in known.items()
+        if name != "params" and parameter.default is parameter.empty and name in first
+    }
 
 
 def _scheduler_maker(spec: PyroOptim) -> Callable[[Optimizer], LRScheduler] | None:
@@ -98,13 +155,11 @@ def _scheduler_maker(spec: PyroOptim) -> Callable[[Optimizer], LRScheduler] | No
     return lambda optimizer: constructor(optimizer, **keywords)
 
 
-def _options(arguments: Any, name: str) -> dict[str, Any]:
+def _options_of(arguments: Any, name: str) -> dict[str, Any]:
     """Options of one parameter: a dict for all, or a callable of its (module and) name."""
     if not callable(arguments):
         return dict(arguments)
-    name = name.removesuffix(
-        "_unconstrained"
-    )  # users know constrained parameters by their own name
+    name = name.removesuffix("_unconstrained")  # the name under which its author knows it
     if len(inspect.signature(arguments).parameters) == 1:
         return dict(arguments(name))
     module, _, parameter = name.partition(".")

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import pyro
 import torch
-from pyro.infer import ELBO, RenyiELBO
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovi._rng import derive_seed, stream
+from pyrovi._rng import derive_seed
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import AnnealKL
-from pyrovi.train.kl import WARMUP_FRACTION, kl_weight
-from pyrovi.train.metrics import EpochMean, elbo_parts, record_traces, uses_analytic_kl
+from pyrovi.module.ledger import Role
+from pyrovi.train.kl import KLWarmup
+from pyrovi.train.loggers import HistoryLogger
+from pyrovi.train.metrics import EpochMean, elbo_parts, enumerated_parts, record_traces
 from pyrovi.train.optim import OptimizerPlan, OptimizerSpec, build_optimizer
+from pyrovi.train.resume import check_checkpoint, checkpoint_state, restore
 from pyrovi.train.rows import fit_rows
+from pyrovi.train.schedulers import Interval, Schedule, plateau_scheduler
 
 
 class SVITrainingPlan(pl.LightningModule):
@@ -37,16 +41,20 @@ class SVITrainingPlan(pl.LightningModule):
     loss_fn
         A Pyro ELBO; ``None`` takes the module's own.
     optim
-        Torch optimiser class, or a ``pyro.optim`` object, which is read as a specification. ``None``
-        is Adam.
+        Torch optimiser class, or a ``pyro.optim`` object, which is read as a specification: it then
+        sees the gradient of the ELBO of all observations, as in Pyro. ``None`` is Adam.
     lr, eps, weight_decay
-        Arguments of the torch optimiser; not used with a ``pyro.optim`` object.
+        Arguments of the torch optimiser; not used with a ``pyro.optim`` object. ``eps`` and
+        ``weight_decay`` are 0.01 and 1e-6, as in scVI, where all latents are amortised. Otherwise
+        they are 1e-8 and 0: gradients of the scale of a global posterior are of order ``1 / N``, and
+        the decay of its mean would act as a second prior.
     optim_kwargs
         Further arguments of the torch optimiser.
     scheduler_interval
         Whether the scheduler of a ``pyro.optim`` object steps every ``"epoch"`` or ``"step"``.
     n_epochs_kl_warmup, n_steps_kl_warmup
-        Length of the KL warm-up. Both ``None``: half of the planned epochs. 0: none.
+        Length of the KL warm-up. Both ``None``: half of the planned epochs. 0: none. Models with
+        enumerated sites have none: what is summed out cannot be weighted.
     max_kl_weight, min_kl_weight
         Last and first KL weight.
     reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min
@@ -55,8 +63,11 @@ class SVITrainingPlan(pl.LightningModule):
     Raises
     ------
     TrainingError
-        If the ELBO has no differentiable loss (use :class:`ManualSVITrainingPlan`).
+        If the ELBO has no differentiable loss (use :class:`ManualSVITrainingPlan`), or options
+        contradict one another.
     """
+
+    module: PyroBaseModule
 
     def __init__(
         self,
@@ -65,10 +76,10 @@ class SVITrainingPlan(pl.LightningModule):
         loss_fn: ELBO | None = None,
         optim: OptimizerSpec | None = None,
         lr: float = 1e-3,
-        eps: float = 0.01,
-        weight_decay: float = 1e-6,
+        eps: float | None = None,
+        weight_decay: float | None = None,
         optim_kwargs: Mapping[str, Any] | None = None,
-        scheduler_interval: str = "epoch",
+        scheduler_interval: Interval = "epoch",
         n_epochs_kl_warmup: int | None = None,
         n_steps_kl_warmup: int | None = None,
         max_kl_weight: float = 1.0,
@@ -83,87 +94,80 @@ class SVITrainingPlan(pl.LightningModule):
         super().__init__()
         self.module = module
         self.elbo = module.default_elbo() if loss_fn is None else loss_fn
-        if not has_differentiable_loss(self.elbo) and self.automatic_optimization:
+        in_parallel = self.elbo.vectorize_particles and self.elbo.num_particles > 1
+        self.elbo.max_plate_nesting = module.ledger.max_plate_nesting + in_parallel
+        self._measure = self._measuring_elbo()
+        self.history = HistoryLogger()
+        self.optim, self.scheduler_interval = optim, scheduler_interval
+        amortised = not (module.ledger.names(Role.GLOBAL) or module.row_parameters)
+        self._optim_defaults = {
+            "lr": lr,
+            "eps": 0.01 if amortised else 1e-8,
+            "weight_decay": 1e-6 if amortised else 0.0,
+        }
+        given = {"eps": eps, "weight_decay": weight_decay}
+        self._optim_options = {k: v for k, v in given.items() if v is not None}
+        self._optim_options |= dict(optim_kwargs or {})
+        self.warmup = KLWarmup(n_epochs_kl_warmup, n_steps_kl_warmup, max_kl_weight, min_kl_weight)
+        self._enumerates = bool(module.ledger.names(Role.ENUMERATED))
+        if self._enumerates:
+            if n_epochs_kl_warmup or n_steps_kl_warmup or max_kl_weight != 1:
+                raise TrainingError(
+                    "The KL terms of a model with enumerated sites cannot be weighted (the sites are "
+                    "summed out): leave out the options of the KL warm-up."
+                )
+            self.warmup = KLWarmup(n_epochs=0)
+        self._make_plateau: Callable[[Optimizer], Any] | None = None
+        if reduce_lr_on_plateau:
+            self._make_plateau = plateau_scheduler(
+                factor=lr_factor, patience=lr_patience, threshold=lr_threshold, min_lr=lr_min
+            )
+        self.lr_scheduler_metric = lr_scheduler_metric
+        self.kl_weight = self.warmup.max_weight  # of the latest training step
+        self.means = {"train": EpochMean(), "validation": EpochMean()}
+        self.optimizer_plan: OptimizerPlan | None = None
+        self.schedule: Schedule | None = None
+        self.pending_state: Mapping[str, Any] | None = None
+
+    def _measuring_elbo(self) -> ELBO:
+        """The ELBO whose value metrics are taken of."""
+        if not has_differentiable_loss(self.elbo):
             raise TrainingError(
                 f"{type(self.elbo).__name__} has no differentiable loss; train it with "
                 "ManualSVITrainingPlan (model.train chooses it by itself)."
             )
-        self.elbo.max_plate_nesting = module.ledger.max_plate_nesting
-        self.elbo_module = self.elbo(module.run_model, module.run_guide)
-        self.optim = optim
-        self.optim_kwargs = {"lr": lr, "eps": eps, "weight_decay": weight_decay} | dict(
-            optim_kwargs or {}
-        )
-        self.scheduler_interval = scheduler_interval
-        self.n_epochs_kl_warmup = n_epochs_kl_warmup
-        self.n_steps_kl_warmup = n_steps_kl_warmup
-        self.max_kl_weight, self.min_kl_weight = max_kl_weight, min_kl_weight
-        kl_weight(
-            0, 0, None, None, max_kl_weight, min_kl_weight
-        )  # check the two against each other
-        self.plateau = (
-            {"factor": lr_factor, "patience": lr_patience, "threshold": lr_threshold}
-            | {"min_lr": lr_min, "threshold_mode": "abs"}
-            if reduce_lr_on_plateau
-            else None
-        )
-        self.lr_scheduler_metric = lr_scheduler_metric
-        self.epoch_offset = 0
-        self.step_offset = 0
-        self._optimizer_plan: OptimizerPlan | None = None
-        self._optimizer_state: Mapping[str, Any] | None = None
-        self._epoch_means = {"train": EpochMean(), "validation": EpochMean()}
-
-    # ------------------------------------------------------------------ progress
+        return self.elbo
 
     @property
-    def epochs_done(self) -> int:
-        """Epochs done, over all calls of ``train``."""
-        return self.epoch_offset + self.current_epoch
+    def is_warming_up(self) -> bool:
+        """Whether the latest training step had less than the full KL weight."""
+        return self.kl_weight < self.warmup.max_weight
 
     @property
-    def steps_done(self) -> int:
-        """Optimiser steps done, over all calls of ``train``."""
-        return self.step_offset + self.global_step
-
-    @property
-    def kl_weight(self) -> float:
-        """Present weight of the KL terms."""
-        return kl_weight(
-            self.epochs_done,
-            self.steps_done,
-            self.n_epochs_kl_warmup,
-            self.n_steps_kl_warmup,
-            self.max_kl_weight,
-            self.min_kl_weight,
-        )
-
-    def plan_warmup(self, max_epochs: int) -> None:
-        """Fix the length of the KL warm-up where it was left open."""
-        if self.n_epochs_kl_warmup is None and self.n_steps_kl_warmup is None:
-            self.n_epochs_kl_warmup = max(1, math.floor(WARMUP_FRACTION * max_epochs))
+    def accumulated_batches(self) -> int:
+        """Minibatches per optimiser step."""
+        return self.trainer.accumulate_grad_batches
 
     # ------------------------------------------------------------------ the objective
 
     def objective(self, minibatch: Minibatch, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative (annealed) ELBO per observation, and its un-annealed parts."""
-        self._check_bound(minibatch)
-        with record_traces(self.elbo) as traces, AnnealKL(weight):
-            loss = self.elbo_module(minibatch) / minibatch.n_obs
-        return loss, self._parts(traces, minibatch)
+        elbo, module = self._measure, self.module
+        with record_traces(elbo) as traces, annealed(weight):
+            loss = elbo.differentiable_loss(module.run_model, module.run_guide, minibatch)
+        loss = loss / minibatch.n_obs
+        return loss, self._parts(elbo, traces, minibatch, loss)
 
-    def _parts(self, traces: list[Any], minibatch: Minibatch) -> dict[str, Tensor]:
-        analytic = uses_analytic_kl(self.elbo)
-        ledger = self.module.ledger
-        return elbo_parts(traces, ledger, minibatch.n_obs, analytic_kl=analytic)
+    def _parts(
+        self, elbo: ELBO, traces: list[Any], minibatch: Minibatch, loss: Tensor
+    ) -> dict[str, Tensor]:
+        if self._enumerates:
+            return enumerated_parts(traces, self.module.ledger, minibatch.n_obs, elbo, loss)
+        return elbo_parts(traces, self.module.ledger, minibatch.n_obs, elbo)
 
-    def _check_bound(self, minibatch: Minibatch) -> None:
-        if isinstance(self.elbo, RenyiELBO) and minibatch.n != minibatch.n_obs:
-            raise TrainingError(
-                "RenyiELBO scales the observation plate inside its logarithm, so with minibatches it "
-                f"is not a bound at all ({minibatch.n} of {minibatch.n_obs} observations here). "
-                "Train on full batches (batch_size=None), or use Trace_ELBO."
-            )
+    def _next_weight(self) -> float:
+        self.kl_weight = self.warmup.weight(self.current_epoch, self.global_step)
+        return self.kl_weight
 
     # ------------------------------------------------------------------ Lightning hooks
 
@@ -173,126 +177,113 @@ class SVITrainingPlan(pl.LightningModule):
             raise TrainingError(
                 "Per-observation parameters "
                 f"({', '.join(self.module.row_parameters)}) are not data-parallel: averaging "
-                "gradients over devices would shrink them. Use one device, or an amortised guide."
+                "gradients over devices would shrink them. Use devices=1, or an amortised guide."
             )
 
-    def on_fit_start(self) -> None:
-        """Take up the optimiser's state of the previous call of ``train``."""
-        if self._optimizer_state is not None:
-            state, self._optimizer_state = self._optimizer_state, None
-            self.optimizers(use_pl_optimizer=False).load_state_dict(state["optimizer"])
-            for config, saved in zip(
-                self.trainer.lr_scheduler_configs, state["lr_schedulers"], strict=True
-            ):
-                config.scheduler.load_state_dict(saved)
-
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch: noise is a pure function of (seed, epoch, rank), so runs can resume."""
-        torch.manual_seed(derive_seed("train", self.epochs_done, self.global_rank))
-        pyro.enable_validation(self.epochs_done == 0)
-        self._set_loader_epoch()
+        """Note the learning rate of the epoch."""
+        assert self.optimizer_plan is not None
+        self._record(self.optimizer_plan.learning_rates())
 
-    def _set_loader_epoch(self) -> None:
-        loader = self.trainer.train_dataloader
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(self.epochs_done)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step: its noise is a pure function of (seed, epoch, step, rank)."""
+        seed = derive_seed("train", self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> Tensor:
         """One minibatch of SVI."""
-        loss, parts = self.objective(minibatch, self.kl_weight)
-        self._epoch_means["train"].update(parts, minibatch.n)
+        loss, parts = self.objective(minibatch, self._next_weight())
+        self.means["train"].update(parts, minibatch.n)
+        self._n_obs = minibatch.n_obs
         return loss
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Apply the per-parameter clipping of a Pyro optimiser."""
-        if self._optimizer_plan is not None:
-            self._optimizer_plan.clip()
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer was told, then hand the optimiser the gradients it is made for."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        assert self.optimizer_plan is not None
+        self.optimizer_plan.prepare_gradients(self._n_obs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimiser, and the scheduler with it."""
+        super().optimizer_step(*args, **kwargs)
+        self._step_schedule("step")
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's metrics."""
-        self._log_epoch("train")
-        self.log("kl_weight", self.kl_weight)
+        """Record the epoch's metrics and step the scheduler."""
+        pyro.enable_validation(False)  # structural mistakes show in the first epoch
+        if self.means["train"].is_empty:  # resumed after the end of the epoch: it is closed already
+            return
+        self._record({f"{k}_train": v for k, v in self.means["train"].compute().items()})
+        self._record({"kl_weight": self.kl_weight})
+        self._step_schedule("epoch")
 
-    def on_validation_epoch_start(self) -> None:
-        """Validate with common random numbers, apart from the noise of training."""
-        self._validation_stream = stream("validation", self.global_rank)
-        self._validation_stream.__enter__()
+    def on_train_end(self) -> None:
+        """Make the buffers (running means of batch norm) of all ranks those of the first."""
+        if self.trainer.world_size > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Validate with common random numbers: epochs differ by their parameters only."""
+        torch.manual_seed(derive_seed("validation", batch_idx, self.global_rank))
 
     def validation_step(self, minibatch: Minibatch, batch_idx: int) -> None:
         """The un-annealed objective on held-out observations."""
         if self.module.row_parameters:
-            fit_rows(self.module, self.elbo, minibatch)
+            minibatch = fit_rows(self.module, minibatch, n_steps=50)
         _, parts = self.objective(minibatch, 1.0)
-        self._epoch_means["validation"].update(parts, minibatch.n)
+        self.means["validation"].update(parts, minibatch.n)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the held-out observations."""
-        self._validation_stream.__exit__(None, None, None)
-        self._log_epoch("validation")
+        """Record the metrics of the held-out observations."""
+        means = self.means["validation"].compute()
+        if not self.trainer.sanity_checking:
+            self._record({f"{k}_validation": v for k, v in means.items()})
 
-    def _log_epoch(self, split: str) -> None:
-        for name, value in self._epoch_means[split].compute().items():
-            self.log(f"{name}_{split}", value, prog_bar=name == "elbo")
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        self.history.record(self.current_epoch, metrics)
+        self.log_dict(dict(metrics), sync_dist=self.trainer.world_size > 1, on_epoch=True)
+
+    def _step_schedule(self, interval: Interval) -> None:
+        if self.schedule is not None:
+            self.schedule.step(interval, self.trainer.callback_metrics)
 
     # ------------------------------------------------------------------ optimisers and checkpoints
 
-    def configure_optimizers(self) -> Any:
-        """One torch optimiser with parameter groups, and its scheduler."""
-        self._optimizer_plan = plan = build_optimizer(
-            self.optim, self.module.named_parameters(), self.optim_kwargs
+    def configure_optimizers(self) -> Optimizer:
+        """One torch optimiser with parameter groups; the plan keeps the scheduler itself."""
+        self.optimizer_plan = plan = build_optimizer(
+            self.optim, self.module.named_parameters(), self._optim_defaults, self._optim_options
         )
-        if plan.make_scheduler is not None:
-            scheduler = plan.make_scheduler(plan.optimizer)
-            config = {"scheduler": scheduler, "interval": self.scheduler_interval}
-        elif self.plateau is not None:
-            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(plan.optimizer, **self.plateau)
-            config = {"scheduler": scheduler, "interval": "epoch"}
-        else:
-            return plan.optimizer
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            config |= {"monitor": self.lr_scheduler_metric, "reduce_on_plateau": True}
-        return {"optimizer": plan.optimizer, "lr_scheduler": config}
-
-    def training_state(self) -> dict[str, Any]:
-        """What the next call of ``train`` needs to go on as if there had been no stop."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        return {
-            "epochs": self.epochs_done,
-            "steps": self.steps_done,
-            "optimizer": optimizer.state_dict(),
-            "lr_schedulers": [c.scheduler.state_dict() for c in self.trainer.lr_scheduler_configs],
-            "n_epochs_kl_warmup": self.n_epochs_kl_warmup,
-            "n_steps_kl_warmup": self.n_steps_kl_warmup,
-        }
-
-    def resume_from(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`training_state`."""
-        self.epoch_offset, self.step_offset = state["epochs"], state["steps"]
-        self.n_epochs_kl_warmup = state["n_epochs_kl_warmup"]
-        self.n_steps_kl_warmup = state["n_steps_kl_warmup"]
-        self._optimizer_state = state if "optimizer" in state else None
+        make = plan.make_scheduler or self._make_plateau
+        if make is not None:
+            self.schedule = Schedule(
+                make(plan.optimizer), self.scheduler_interval, self.lr_scheduler_metric
+            )
+        if self.pending_state is not None:
+            restore(self, self.pending_state)
+            self.pending_state = None
+        return plan.optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state that Lightning does not know: warm-up, offsets, random streams."""
-        checkpoint["pyrovi"] = {
-            "epoch_offset": self.epoch_offset,
-            "step_offset": self.step_offset,
-            "n_epochs_kl_warmup": self.n_epochs_kl_warmup,
-            "n_steps_kl_warmup": self.n_steps_kl_warmup,
-            "rng_state": torch.get_rng_state(),
-            "root_seed": derive_seed("train"),
-        }
+        """Add the state that Lightning does not know."""
+        checkpoint_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the state back; see :meth:`on_save_checkpoint`."""
-        state = checkpoint["pyrovi"]
-        if state["root_seed"] != derive_seed("train"):
-            raise TrainingError(
-                "The checkpoint was made under another seed; set pyrovi.settings.seed to the one it "
-                "was made with to go on with the same minibatches and noise."
-            )
-        for name in ("epoch_offset", "step_offset", "n_epochs_kl_warmup", "n_steps_kl_warmup"):
-            setattr(self, name, state[name])
+        """Check that the checkpoint is one of this training; it is taken up by the optimisers."""
+        self.pending_state = check_checkpoint(self, checkpoint)
+
+
+def annealed(weight: float) -> AbstractContextManager[Any]:
+    """Weight the KL terms of the model and guide that run inside."""
+    return nullcontext() if weight == 1 else AnnealKL(weight)
 
 
 def has_differentiable_loss(elbo: ELBO) -> bool:

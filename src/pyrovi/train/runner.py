@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 
 from pyrovi._rng import stream
 from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.train.callbacks import ELBOConvergence, LoudEarlyStopping
-from pyrovi.train.loggers import HistoryLogger
+from pyrovi.train.callbacks import REMEDIES, ELBOConvergence, LoudEarlyStopping, NaNGuard
 from pyrovi.train.manual_plan import ManualSVITrainingPlan
 from pyrovi.train.plan import SVITrainingPlan, has_differentiable_loss
+from pyrovi.train.resume import take_up, training_state
 from pyrovi.train.trainer import Trainer
 
 _MANUAL_OPTIONS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
@@ -43,14 +49,18 @@ class TrainRunner:
     data
         LightningDataModule that gives the loaders.
     max_epochs
-        Epochs of this call.
+        Epochs of this call; with ``ckpt_path``, of the whole run.
     state
-        Training state of the previous call (see :meth:`SVITrainingPlan.training_state`), to go on
-        from.
+        State of the previous call (see :attr:`state`), to go on from.
     ckpt_path
         Checkpoint to resume from.
     trainer_kwargs
         Arguments of :class:`Trainer`.
+
+    Raises
+    ------
+    TrainingError
+        If there is nothing to do, or no such checkpoint.
     """
 
     def __init__(
@@ -59,7 +69,7 @@ class TrainRunner:
         data: Any,
         max_epochs: int,
         *,
-        state: dict[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
         ckpt_path: str | Path | None = None,
         **trainer_kwargs: Any,
     ) -> None:
@@ -69,20 +79,27 @@ class TrainRunner:
             raise TrainingError(f"There is no checkpoint {str(ckpt_path)!r} to resume from.")
         self.plan, self.data = plan, data
         self.ckpt_path = ckpt_path
+        before = state["epochs"] if state is not None and ckpt_path is None else 0
+        try:
+            self.trainer = Trainer(plan.history, max_epochs=before + max_epochs, **trainer_kwargs)
+        except TypeError as error:
+            raise TrainingError(
+                f"train() or Trainer got an argument it does not know: {error}."
+            ) from error
         if state is not None and ckpt_path is None:
-            plan.resume_from(state)
-        else:
-            plan.plan_warmup(max_epochs)
-        self.history = HistoryLogger(lambda: plan.epochs_done)
-        self.trainer = Trainer(self.history, max_epochs=max_epochs, **trainer_kwargs)
+            take_up(plan, self.trainer, state)
+        plan.warmup = plan.warmup.planned(max_epochs)
 
-    def __call__(self) -> dict[str, Any]:
-        """Train; returns the training state. The module is in evaluation mode afterwards."""
+    def __call__(self) -> None:
+        """Train. The module is in evaluation mode afterwards, whatever happens."""
         module = self.plan.module
         module.train()
+        dtypes = {name: value.dtype for name, value in module.state_dict().items()}
+        if self.trainer.strategy.root_device.type == "cuda":
+            torch.cuda.init()  # so that the caller's state of the device is put by, too
         try:
             # the plan validates in the first epoch only; the context restores the user's setting
-            with stream("train"), pyro.validation_enabled():
+            with stream("train"), pyro.validation_enabled(), _own_interrupt_handler():
                 self.trainer.fit(
                     self.plan,
                     datamodule=self.data,
@@ -93,14 +110,56 @@ class TrainRunner:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from exit_
             raise
+        except ValueError as error:
+            self._explain(error)
+            raise
         finally:
             module.eval()
-        return self.plan.training_state()
+            _restore_precision(module, dtypes)
+
+    def _explain(self, error: ValueError) -> None:
+        """Distributions refuse NaN parameters before there is a loss to look at."""
+        parameters = self.plan.module.parameters()
+        if re.search(r"\b(nan|inf)\b", str(error)) or not all(
+            p.isfinite().all() for p in parameters
+        ):
+            for callback in self.trainer.all_callbacks:
+                if isinstance(callback, NaNGuard):
+                    callback.restore(self.plan)
+            raise TrainingError(
+                f"A distribution got NaN or infinite parameters in epoch {self.plan.current_epoch} "
+                f"(step {self.plan.global_step}). {REMEDIES}"
+            ) from error
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """What the next call needs to go on; ``None`` if training did not get to its first step."""
+        return None if self.plan.optimizer_plan is None else training_state(self.plan)
 
     @property
     def stopping_reason(self) -> str | None:
         """Why training stopped before ``max_epochs``; ``None`` if it did not."""
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.all_callbacks:
             if isinstance(callback, LoudEarlyStopping | ELBOConvergence) and callback.reason:
                 return callback.reason
         return None
+
+
+def _restore_precision(module: torch.nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Undo ``precision="64-true"`` and the like: queries read the data in single precision."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if name in dtypes and value.dtype != dtypes[name]:
+            value.data = value.data.to(dtypes[name])
+
+
+@contextmanager
+def _own_interrupt_handler() -> Iterator[None]:
+    """Keep the handler of Ctrl-C: after an interruption Lightning leaves it switched off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from pyrovi._settings import settings
-from pyrovi.train.callbacks import BestCheckpoint, LoudEarlyStopping, NaNGuard, SaveCheckpoint
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.train.callbacks import BestCheckpoint, LoudEarlyStopping, NaNGuard
+from pyrovi.train.checkpoint import AtomicCheckpointIO, SaveCheckpoint
 from pyrovi.train.loggers import HistoryLogger, make_logger
 from pyrovi.train.progress import TrainingProgressBar
 
@@ -47,6 +51,9 @@ class Trainer(pl.Trainer):
         Folder of checkpoints and logs; ``None``: the working directory.
     callbacks
         Further callbacks.
+    plugins
+        Lightning plugins; checkpoints are written by :class:`AtomicCheckpointIO` unless one of them
+        is a ``CheckpointIO``.
     kwargs
         Arguments of Lightning's Trainer.
     """
@@ -71,10 +78,11 @@ class Trainer(pl.Trainer):
         logger: Any = None,
         default_root_dir: str | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
+        plugins: Any = None,
         **kwargs: Any,
     ) -> None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-        own: list[Callback] = [NaNGuard(), LearningRateMonitor(logging_interval="epoch")]
+        own: list[Callback] = [NaNGuard()]
         if early_stopping:
             own.append(
                 LoudEarlyStopping(
@@ -82,12 +90,14 @@ class Trainer(pl.Trainer):
                     min_delta=early_stopping_min_delta,
                     patience=early_stopping_patience,
                     mode=early_stopping_mode,
+                    check_on_train_epoch_end=not early_stopping_monitor.endswith("_validation"),
                     warmup_epochs=early_stopping_warmup_epochs,
                 )
             )
         if early_stopping if restore_best is None else restore_best:
             own.append(BestCheckpoint(monitor=early_stopping_monitor, mode=early_stopping_mode))
-        if enable_checkpointing and not any(isinstance(c, SaveCheckpoint) for c in given):
+        saves = any(isinstance(c, ModelCheckpoint) for c in given)
+        if enable_checkpointing and not saves:
             own.append(SaveCheckpoint(dirpath=default_root_dir))
         progress = (
             settings.enable_progress_bar if enable_progress_bar is None else enable_progress_bar
@@ -102,8 +112,8 @@ class Trainer(pl.Trainer):
                 check_val_every_n_epoch=check_val_every_n_epoch,
                 callbacks=own + given,
                 logger=[history, *make_logger(logger, default_root_dir or ".")],
-                enable_checkpointing=enable_checkpointing
-                or any(isinstance(c, SaveCheckpoint) for c in given),
+                enable_checkpointing=enable_checkpointing or saves,
+                plugins=_with_atomic_checkpoints(plugins),
                 enable_progress_bar=progress,
                 enable_model_summary=kwargs.pop("enable_model_summary", False),
                 num_sanity_val_steps=kwargs.pop("num_sanity_val_steps", 0),
@@ -113,6 +123,23 @@ class Trainer(pl.Trainer):
                 default_root_dir=default_root_dir,
                 **kwargs,
             )
+        # Lightning rebuilds mappings from their items when it changes the precision of the input.
+        convert = self.precision_plugin.convert_input
+        self.precision_plugin.convert_input = partial(_convert, convert)  # type: ignore[method-assign]
+
+    @property
+    def all_callbacks(self) -> list[Callback]:
+        """The callbacks."""
+        return list(self.callbacks)  # type: ignore[attr-defined]
+
+    def fast_forward(self, epochs: int, steps: int) -> None:
+        """Count epochs and steps of earlier calls, as if this trainer had made them."""
+        loop = self.fit_loop
+        for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
+            tracker.ready = tracker.started = tracker.processed = tracker.completed = epochs
+        batches = loop.epoch_loop
+        batches.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
+        batches.manual_optimization.optim_step_progress.total.completed = steps
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         """Fit a plan, without Lightning's advertisements."""
@@ -120,16 +147,37 @@ class Trainer(pl.Trainer):
             super().fit(*args, **kwargs)
 
 
+def _convert(convert: Callable[[Any], Any], batch: Any) -> Any:
+    if isinstance(batch, Minibatch):
+        return batch.replace(tensors=convert(batch.tensors))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_convert(convert, part) for part in batch)
+    return convert(batch)
+
+
+def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
+    given = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+    given = [plugin for plugin in given if plugin is not None]
+    if any(isinstance(plugin, CheckpointIO) for plugin in given):
+        return given
+    return [*given, AtomicCheckpointIO()]
+
+
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's notices about devices, workers and services; warnings of its own remain."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    """Silence Lightning's notices about devices, workers and services; its warnings remain."""
+    names = (
+        "lightning.pytorch",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.fabric",
+        "lightning.fabric.utilities.seed",
+    )
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
+        for message in _NOT_DUE:
+            warnings.filterwarnings("ignore", f".*{message}.*")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         try:
@@ -137,3 +185,14 @@ def quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+_NOT_DUE = (
+    "does not have many workers",
+    "Checkpoint directory .* exists and is not empty",
+    "LeafSpec.* is deprecated",
+    "Trying to infer the `batch_size`",
+    "Total length of `list` across ranks is zero",
+    "callbacks used to create the checkpoint need to be provided",
+)
+"""Warnings of Lightning about what is as it should be here."""

@@ -203,7 +203,10 @@ def check_same_names(source: list[str], target: list[str], where: str, fix: str)
     if missing:
         problem = f"missing {len(missing)}: {preview(missing)}"
         problem += f"; extra {len(extra)}: {preview(extra)}" if extra else ""
-        remedy = "use data that hold all of them (absent ones can be added as columns of zeros)"
+        remedy = (
+            "use data that hold all of them (a model's `prepare_query_anndata` adds absent ones as "
+            "columns of zeros)"
+        )
     elif extra:
         problem, remedy = f"extra {len(extra)}: {preview(extra)}", f"keep the known ones: {fix}"
     else:

@@ -1,0 +1,120 @@
+"""Model classes and their arguments, as the command line names them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyrovi.errors import ModelError
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+
+def model_class(name: str) -> type[BaseModelClass]:
+    """The class of a name: one of pyrovi's, or ``module:Class``.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    import pyrovi.model
+    from pyrovi.model.base import BaseModelClass
+
+    module, colon, attribute = name.rpartition(":")
+    if colon:
+        found = getattr(import_module(module), attribute, None)
+    else:
+        found = getattr(pyrovi.model, name) if name in pyrovi.model.__all__ else None
+    if not inspect.isclass(found) or not issubclass(found, BaseModelClass):
+        raise ModelError(
+            f"There is no model class {name!r}. pyrovi has: {', '.join(known_models())}; one of your "
+            "own is named as module:Class, e.g. my_models:Factors."
+        )
+    return found
+
+
+def known_models() -> list[str]:
+    """Names of the model classes that come with pyrovi."""
+    import pyrovi.model
+    from pyrovi.model.base import BaseModelClass
+
+    public = {name: getattr(pyrovi.model, name) for name in pyrovi.model.__all__}
+    return [
+        name
+        for name, value in public.items()
+        if inspect.isclass(value)
+        and issubclass(value, BaseModelClass)
+        and not inspect.isabstract(value)
+    ]
+
+
+def import_module(name: str) -> Any:
+    """Import a module of the user's, looked for in the working directory as well.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"There is no module {name!r}: {error}. Run the command in its folder, or install it."
+        ) from error
+
+
+def accepted(function: Any, arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The arguments that were given, if the function takes them.
+
+    Parameters
+    ----------
+    function
+        A method or class.
+    arguments
+        Name -> value; ``None`` and empty lists are not given.
+    what
+        How to call the function in the error.
+
+    Raises
+    ------
+    ModelError
+        If it does not take one.
+    """
+    given = {name: value for name, value in arguments.items() if value not in (None, [])}
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any and (unknown := [name for name in given if name not in parameters]):
+        options = ", ".join(name for name in parameters if name not in ("adata", "registry"))
+        raise ModelError(
+            f"{what} does not take {', '.join(map(repr, unknown))}; it takes: {options}."
+        )
+    return given
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["n_layers=2", "gene_likelihood=nb"]`` as a dictionary; values are JSON or else strings.
+
+    Raises
+    ------
+    ModelError
+        If an entry has no equals sign.
+    """
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ModelError(f"An argument is given as name=value, e.g. n_layers=2; got {pair!r}.")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed

@@ -1,0 +1,31 @@
+"""Errors on the command line: one clean message, exit code 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from pyrovi.errors import PyroviError
+
+EXIT_CODE = 2
+"""Exit code of a wrong input, as of a wrong option."""
+
+
+class CleanErrors(TyperGroup):
+    """Group of commands that prints a :class:`~pyrovi.errors.PyroviError` without its traceback.
+
+    ``--debug`` lets it through. Any other exception is a defect and always shows its traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PyroviError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.secho(f"{type(error).__name__}: ", fg="red", bold=True, nl=False, err=True)
+            typer.echo(str(error), err=True)
+            raise typer.Exit(EXIT_CODE) from error

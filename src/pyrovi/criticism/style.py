@@ -1,0 +1,76 @@
+"""The look of all figures: readable type, thin frames, colours that the colour-blind can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pyrovi._lazy import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OBSERVED = "#000000"
+REPLICATED = "#0072B2"
+TRAIN, VALIDATION = "#0072B2", "#D55E00"
+NEUTRAL = "#8A8A8A"
+
+CATEGORIES = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#999933",
+    "#000000", "#5C3A1E",
+)  # fmt: skip
+"""Colours of categories: Okabe and Ito's, its pale yellow left out, and four darker ones added."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Shapes that tell categories apart once the colours repeat."""
+
+_DPI = 150
+_STYLE = {
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 1.8,
+}
+
+
+@contextmanager
+def figure(
+    width: float, height: float, columns: int = 1
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Make a figure with axes side by side, drawn in pyrovi's style inside the context.
+
+    Parameters
+    ----------
+    width, height
+        Size in inches.
+    columns
+        Number of axes.
+
+    Yields
+    ------
+    tuple
+        The figure and its axes. The figure belongs to nobody else: pyplot does not know it, so
+        that many figures leave nothing behind.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", "plots")
+    figures = require("matplotlib.figure", "plots")
+    with matplotlib.rc_context(_STYLE):
+        made = figures.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        yield made, list(made.subplots(1, columns, squeeze=False)[0])

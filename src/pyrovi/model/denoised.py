@@ -1,0 +1,230 @@
+"""Posterior predictive counts and correlations of genes. Functions of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scipy.stats import rankdata
+from torch import Tensor
+
+from pyrovi.dataloaders.indices import resolve_indices
+from pyrovi.errors import ModelError
+from pyrovi.model.decoding import (
+    Reader,
+    batch_codes,
+    gene_positions,
+    likelihood_of,
+    read_sites,
+    stream_decoded,
+)
+from pyrovi.model.queries import MAX_ELEMENTS
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+_BLOCK = 2**22
+
+
+def posterior_predictive_sample(
+    model: BaseModelClass,
+    adata: Any = None,
+    indices: Any = None,
+    n_samples: int = 1,
+    gene_list: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    *,
+    seed: int | None = None,
+) -> sparse.csr_matrix | np.ndarray:
+    """Counts of each cell drawn from the posterior predictive distribution.
+
+    Parameters
+    ----------
+    adata, indices, gene_list, batch_size, seed
+        As in :meth:`get_normalized_expression`.
+    n_samples
+        Number of draws.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix or numpy.ndarray
+        One draw is a sparse matrix of shape ``(cells, genes)``, ready to be a layer of the
+        AnnData; several are an array of shape ``(cells, genes, n_samples)``.
+
+    Raises
+    ------
+    ModelError
+        If the array would be too large.
+    """
+    genes = gene_positions(model, gene_list)
+    manager = model.manager_of(adata)
+    positions = resolve_indices(indices, manager.n_obs)
+    if n_samples > 1:
+        _check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
+    counts = (
+        values["X"].cpu().numpy()
+        for values in stream_decoded(
+            model,
+            read_sites(["X"], genes),
+            manager,
+            positions,
+            num_samples=n_samples,
+            predictive=True,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    )
+    if n_samples == 1:
+        return sparse.vstack([sparse.csr_matrix(block[0]) for block in counts], format="csr")
+    return np.concatenate([np.moveaxis(block, 0, -1) for block in counts])
+
+
+def get_feature_correlation_matrix(
+    model: BaseModelClass,
+    adata: Any = None,
+    indices: Any = None,
+    n_samples: int = 10,
+    batch_size: int | None = None,
+    rna_size_factor: float = 1000,
+    transform_batch: Any = None,
+    correlation_type: Literal["spearman", "pearson"] = "spearman",
+    gene_list: Sequence[str] | None = None,
+    *,
+    seed: int | None = None,
+) -> pd.DataFrame:
+    r"""Correlations of genes over cells and posterior draws of their denoised expression.
+
+    The denoised expression is the rate of the Poisson counts at a common library size :math:`f`,
+
+    .. math:: w_{ng} \sim \mathrm{Gamma}(\theta_g, \theta_g / (f \rho_{ng})),
+
+    or :math:`f \rho_{ng}` under likelihoods without overdispersion: correlations are not diluted by
+    the noise of counting.
+
+    Parameters
+    ----------
+    adata, indices, batch_size, seed
+        As in :meth:`get_normalized_expression`.
+    n_samples
+        Number of draws of each cell.
+    rna_size_factor
+        The library size :math:`f`.
+    transform_batch
+        Batch to decode in, as in :meth:`get_normalized_expression`; for a list, the matrices of the
+        batches are averaged.
+    correlation_type
+        ``"spearman"`` or ``"pearson"``.
+    gene_list
+        Genes; ``None`` for all.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Genes by genes; ``NaN`` for a gene that does not vary.
+
+    Raises
+    ------
+    ModelError
+        If an option has no meaning, or the draws would be too large.
+    """
+    if correlation_type not in ("spearman", "pearson"):
+        raise ModelError(
+            f"correlation_type must be 'spearman' or 'pearson', got {correlation_type!r}."
+        )
+    genes = gene_positions(model, gene_list)
+    total = np.zeros((len(genes), len(genes)))
+    codes = batch_codes(model, transform_batch)
+    for code in codes:
+        draws = denoised_samples(
+            model, adata, indices, n_samples=n_samples, batch_size=batch_size,
+            rna_size_factor=rna_size_factor, batch=code, genes=genes, seed=seed,
+        )  # fmt: skip
+        if correlation_type == "spearman":
+            _rank_columns(draws)
+        total += _pearson(draws)
+    names = model.var_names[genes]
+    return pd.DataFrame(total / len(codes), index=names, columns=names)
+
+
+def denoised_samples(
+    model: BaseModelClass,
+    adata: Any,
+    indices: Any,
+    *,
+    n_samples: int,
+    batch_size: int | None,
+    rna_size_factor: float,
+    batch: int | None,
+    genes: np.ndarray,
+    seed: int | None,
+) -> np.ndarray:
+    """Denoised expression of each cell and draw, shape ``(cells * n_samples, genes)``.
+
+    See :func:`get_feature_correlation_matrix`; ``batch`` is the code of the batch to decode in.
+    """
+    manager = model.manager_of(adata)
+    positions = resolve_indices(indices, manager.n_obs)
+    _check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
+    parts = [
+        values["denoised"].cpu().numpy().reshape(-1, len(genes))
+        for values in stream_decoded(
+            model,
+            _read_denoised(rna_size_factor, genes),
+            manager,
+            positions,
+            batches=[batch],
+            num_samples=n_samples,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    ]
+    return np.concatenate(parts)
+
+
+def _read_denoised(size_factor: float, genes: np.ndarray) -> Reader:
+    def read(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
+        fn, rho = likelihood_of(nodes), nodes["rho"]["value"]
+        chosen = torch.as_tensor(genes, device=rho.device)
+        rate = size_factor * rho[..., chosen]
+        if hasattr(fn, "theta"):
+            theta = fn.theta[..., chosen]
+            rate = torch._standard_gamma(theta.contiguous()) * rate / theta
+        return {"denoised": rate}
+
+    return read
+
+
+def _rank_columns(values: np.ndarray) -> None:
+    """Replace each column by its ranks (ties share their mean rank), in place."""
+    step = max(1, _BLOCK // len(values))
+    for start in range(0, values.shape[1], step):
+        columns = slice(start, start + step)
+        values[:, columns] = rankdata(values[:, columns], axis=0)
+
+
+def _pearson(values: np.ndarray) -> np.ndarray:
+    """Correlations of the columns, accumulated in double precision over blocks of rows."""
+    mean = values.mean(0, dtype=np.float64)
+    product = np.zeros((values.shape[1], values.shape[1]))
+    step = max(1, _BLOCK // values.shape[1])
+    for start in range(0, len(values), step):
+        centred = values[start : start + step] - mean
+        product += centred.T @ centred
+    sd = np.sqrt(product.diagonal())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = product / sd / sd[:, None]
+    # rounding: the diagonal is exactly one, and nothing lies outside
+    np.fill_diagonal(correlation, np.where(sd > 0, 1.0, np.nan))
+    return np.clip(correlation, -1, 1)
+
+
+def _check_size(elements: int, options: str) -> None:
+    if elements > MAX_ELEMENTS:
+        raise ModelError(
+            f"The draws would be {elements:.2g} numbers ({elements * 4 / 2**30:.0f} GiB). Ask for "
+            f"less: {options}."
+        )

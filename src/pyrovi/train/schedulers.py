@@ -1,0 +1,76 @@
+"""Learning-rate schedulers, stepped by the training plan itself.
+
+Lightning steps schedulers that watch a metric after the checkpoint of the epoch is written, and none
+in manual optimisation; a plan that steps its own resumes exactly, and both plans do it alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovi.errors import TrainingError
+
+Interval = Literal["epoch", "step"]
+
+
+class Schedule:
+    """A torch scheduler, when it steps, and the metric that it watches.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler.
+    interval
+        ``"epoch"``, or ``"step"``: after every step of the optimiser. Schedulers that watch a metric
+        always step by epoch.
+    monitor
+        Metric for ``ReduceLROnPlateau``.
+    """
+
+    def __init__(self, scheduler: LRScheduler, interval: Interval, monitor: str) -> None:
+        self.scheduler = scheduler
+        self.monitor = monitor
+        self.interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else interval
+
+    def step(self, interval: Interval, metrics: Mapping[str, Any]) -> None:
+        """Step if it is time.
+
+        Raises
+        ------
+        TrainingError
+            If the watched metric has not been logged.
+        """
+        if interval != self.interval:
+            return
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+            return
+        if self.monitor not in metrics:
+            raise missing_metric(self.monitor, metrics)
+        self.scheduler.step(float(metrics[self.monitor]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the scheduler."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state."""
+        self.scheduler.load_state_dict(state)
+
+
+def plateau_scheduler(**options: Any) -> Callable[[Optimizer], LRScheduler]:
+    """Maker of a scheduler that reduces the learning rate when a metric has stopped improving."""
+    return lambda optimizer: ReduceLROnPlateau(optimizer, threshold_mode="abs", **options)
+
+
+def missing_metric(monitor: str, metrics: Mapping[str, Any]) -> TrainingError:
+    """Error for a watched metric that nobody logs."""
+    hint = " There are no validation observations." if monitor.endswith("_validation") else ""
+    return TrainingError(
+        f"The monitored metric {monitor!r} has not been logged; metrics are: "
+        f"{', '.join(sorted(metrics)) or 'none'}.{hint if 'elbo_validation' not in metrics else ''}"
+    )

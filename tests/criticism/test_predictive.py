@@ -1,0 +1,125 @@
+"""Predictive checks are those of the materialised draws, under the data's names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+
+import pyrovi as pv
+from pyrovi.criticism import posterior_predictive_checks
+from pyrovi.data.fields import LayerField
+from pyrovi.errors import ModelError
+from pyrovi.model import BaseModelClass
+from pyrovi.module import PyroBaseModule
+
+
+def brute_force(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics of a table, or of a stack of tables."""
+    return {
+        "mean": values.mean(-2),
+        "variance": values.var(-2, ddof=1),
+        "zero_fraction": (values == 0).mean(-2),
+        "total": values.sum(-1),
+    }
+
+
+def assert_statistics(dataset, expected: dict[str, np.ndarray]) -> None:
+    assert set(dataset.data_vars) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(dataset[name].to_numpy(), value, rtol=1e-9, err_msg=name)
+
+
+def test_statistics_equal_those_of_materialised_draws(trained, checks) -> None:
+    draws = trained.posterior_predictive(num_samples=6, batch_size=16)["X"].to_numpy()
+    assert_statistics(checks.replicated, brute_force(draws.astype(np.float64)))
+    data = np.asarray(trained.adata.X.astype(np.float64))
+    assert_statistics(checks.observed, brute_force(data))
+    assert list(checks.observed["var"].values) == list(trained.adata.var_names)
+    assert list(checks.observed["obs"].values) == list(trained.adata.obs_names)
+
+
+def test_a_part_of_the_observations(trained) -> None:
+    rows = np.array([7, 3, 11])
+    found = posterior_predictive_checks(trained, num_samples=2, indices=rows)
+    assert_statistics(found.observed, brute_force(np.asarray(trained.adata.X, dtype=float)[rows]))
+    assert list(found.observed["obs"].values) == list(trained.adata.obs_names[rows])
+
+
+def test_interval_coverage_and_p_values(checks) -> None:
+    replicated = checks.replicated["variance"].to_numpy()
+    observed = checks.observed["variance"].to_numpy()
+    low, high = np.quantile(replicated, [0.1, 0.9], axis=0)
+    ends = checks.interval("variance", 0.8)
+    np.testing.assert_allclose(ends[0], low)
+    np.testing.assert_allclose(ends[1], high)
+    inside = ((observed >= low) & (observed <= high)).mean()
+    assert checks.coverage("variance", 0.8) == pytest.approx(inside)
+    p = ((replicated > observed) + 0.5 * (replicated == observed)).mean(0)
+    np.testing.assert_allclose(checks.p_values("variance"), p)
+    assert checks.summary(0.8).loc["variance", "in 80% interval"] == pytest.approx(inside)
+
+
+def test_checks_leave_the_mode_and_the_random_state_alone(trained) -> None:
+    import torch
+
+    before = torch.get_rng_state()
+    first = posterior_predictive_checks(trained, num_samples=2)
+    second = posterior_predictive_checks(trained, num_samples=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.replicated.identical(second.replicated)
+    assert not trained.module.training
+
+
+class PoissonModule(PyroBaseModule):
+    site_dims = {"counts": ("var",)}
+
+    def __init__(self, n_vars: int) -> None:
+        super().__init__()
+        self.n_vars = n_vars
+
+    def model(self, X):
+        with pv.plate("var", self.n_vars, dim=-1):
+            rate = pyro.sample("rate", dist.Gamma(X.new_tensor(2.0), 1.0))
+        with self.obs_plate():
+            pyro.sample("counts", dist.Poisson(rate).expand([self.n_vars]).to_event(1), obs=X)
+
+    def guide(self, X):
+        with pv.plate("var", self.n_vars, dim=-1):
+            pyro.sample("rate", dist.Gamma(X.new_tensor(50.0), 10.0))
+
+
+class PoissonModel(BaseModelClass):
+    def __init__(self, adata) -> None:
+        super().__init__(adata)
+        self.module = PoissonModule(self.summary_stats.n_vars)
+
+    @classmethod
+    def setup_anndata(cls, adata) -> None:
+        cls.register(adata, [LayerField("X", None)], locals())
+
+
+@pytest.fixture
+def poisson():
+    adata = pv.data.synthetic_iid(batch_size=20, n_genes=5)
+    PoissonModel.setup_anndata(adata)
+    return PoissonModel(adata)
+
+
+def test_global_draws_are_shared_by_all_minibatches(poisson) -> None:
+    # the observed site has another name than its field, and its rates are global
+    found = posterior_predictive_checks(poisson, num_samples=40, batch_size=7)
+    draws = poisson.posterior_predictive(num_samples=40, batch_size=7)["counts"].to_numpy()
+    assert_statistics(found.replicated, brute_force(draws.astype(np.float64)))
+    rates = poisson.sample_posterior("rate", num_samples=40)["rate"].to_numpy()
+    means = found.replicated["mean"].to_numpy()
+    assert np.corrcoef(rates.ravel(), means.ravel())[0, 1] > 0.8
+    assert_statistics(found.observed, brute_force(np.asarray(poisson.adata.X, dtype=float)))
+
+
+def test_a_site_that_is_not_observed_is_refused(trained) -> None:
+    with pytest.raises(ModelError, match="'z' is not an observed site; observed are: X"):
+        posterior_predictive_checks(trained, "z")
+    with pytest.raises(ModelError, match="num_samples must be at least 1, got 0"):
+        posterior_predictive_checks(trained, num_samples=0)
