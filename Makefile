@@ -16,11 +16,11 @@ STAMP := $(VENV)/.pyrovi-installed
 .PHONY: help install demo test lint docs bench acceptance clean clean-venv
 
 help:
-	@echo "make demo        fit, query and check models on a small data set (examples/demo.py)"
+	@echo "make demo        fit SCVI to real blood cells, check it, write demo_output/report.html"
 	@echo "make test        run the whole test suite"
 	@echo "make lint        style, formatting, types, import order"
 	@echo "make docs        build the documentation into docs/_build/html; warnings are errors"
-	@echo "make bench       measure time and memory (tests/benchmarks)"
+	@echo "make bench       compare with scvi-tools on the real data of PYROVI_DATA (tests/benchmarks)"
 	@echo "make acceptance  judge the package on real data (tests/acceptance)"
 	@echo "make clean       remove what the targets wrote, except the virtual environment"
 	@echo "make clean-venv  remove the virtual environment"
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/pyrovi demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -51,6 +51,7 @@ docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html $(ARGS)
 
 bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/parity_scvi.py
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 acceptance: $(STAMP)

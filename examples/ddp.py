@@ -1,7 +1,7 @@
 """Data-parallel training: two processes on one machine, which end with the same parameters.
 
-Lightning starts the second process by running this script once more. Each process works on its share
-of the cells; the gradients are averaged after every minibatch.
+Lightning starts the second process by running this script once more. Each process works on its
+share of the cells; the gradients are averaged after every minibatch.
 
 Run: python examples/ddp.py [--tiny]
 """

@@ -17,6 +17,7 @@ import torch
 
 import pyrovi as pv
 from pyrovi.data.fields import LayerField
+from pyrovi.distributions import NegativeBinomial
 from pyrovi.model import BaseModelClass
 from pyrovi.module import PyroBaseModule
 
@@ -41,8 +42,8 @@ class FactorModule(PyroBaseModule):
         with self.obs_plate():
             z = pyro.sample("z", dist.Normal(X.new_zeros(self.n_factors), 1.0).to_event(1))
             rho = pyro.deterministic("rho", (self.b + z @ self.W).softmax(-1), event_dim=1)
-            mean = X.sum(-1, keepdim=True) * rho
-            pyro.sample("X", pv.distributions.NegativeBinomial(mu=mean, theta=theta).to_event(1), obs=X)
+            counts = NegativeBinomial(mu=X.sum(-1, keepdim=True) * rho, theta=theta)
+            pyro.sample("X", counts.to_event(1), obs=X)
 
     def guide(self, X):
         with pv.plate("var", self.n_vars, dim=-1):

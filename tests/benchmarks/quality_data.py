@@ -76,7 +76,7 @@ def split(n_obs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 
-def prepare(dataset: Dataset, source: Path, folder: Path, seeds: list[int]) -> Path:
+def prepare(dataset: Dataset, source: Path, folder: Path, n_seeds: int) -> Path:
     """Write the prepared data and the splits into ``folder``; returns the data file.
 
     Splits are ``<name>-split<seed>.npz``.
@@ -89,7 +89,7 @@ def prepare(dataset: Dataset, source: Path, folder: Path, seeds: list[int]) -> P
     slim = ad.AnnData(sparse.csr_matrix(adata.X), obs=adata.obs[keep].copy(), var=adata.var[[]])
     path = folder / f"{dataset.name}.h5ad"
     slim.write_h5ad(path)
-    for seed in seeds:
+    for seed in range(n_seeds):
         train, test = split(slim.n_obs, seed)
         np.savez(folder / f"{dataset.name}-split{seed}.npz", train=train, test=test)
     return path

@@ -22,7 +22,6 @@ from quality_report import Comparison, Result, page, quality_table
 
 WORK = ROOT / ".benchmarks" / "quality"
 PAGE = ROOT / "docs" / "benchmarks.md"
-SEEDS = [0, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Case:
     gene_likelihood: str
     same_warmup: bool
     """Whether both sides have the data set's warm-up, or each its own default."""
+    n_seeds: int = 3
 
     @property
     def warmup(self) -> str:
@@ -41,13 +41,15 @@ class Case:
 
 
 CASES = [
-    Case(PBMC3K, "zinb", same_warmup=True),
+    # few cells, so that one run says little of the label accuracy: more seeds
+    Case(PBMC3K, "zinb", same_warmup=True, n_seeds=6),
     Case(KANG, "zinb", same_warmup=True),
-    Case(PBMC3K, "nb", same_warmup=True),
+    Case(KANG, "nb", same_warmup=True),
     Case(PBMC3K, "zinb", same_warmup=False),
-    Case(KANG, "zinb", same_warmup=False),
 ]
-QUICK = [Case(replace(PBMC3K, max_epochs=40, n_epochs_kl_warmup=10), "zinb", same_warmup=True)]
+QUICK = [
+    Case(replace(PBMC3K, max_epochs=40, n_epochs_kl_warmup=10), "zinb", same_warmup=True, n_seeds=1)
+]
 
 
 def make_job(case: Case, seed: int) -> Job:
@@ -87,11 +89,11 @@ def run_job(job: Job, side: str, python: str, resume: bool) -> Result:
     return json.loads(result_file.read_text())
 
 
-def compare(case: Case, seeds: list[int], peer: str, resume: bool) -> Comparison:
+def compare(case: Case, peer: str, resume: bool) -> Comparison:
     """Run both sides of a case in turn, seed by seed."""
     ours: list[Result] = []
     theirs: list[Result] = []
-    for seed in seeds:
+    for seed in range(case.n_seeds):
         job = make_job(case, seed)
         for side, python, results in (("pyrovi", sys.executable, ours), ("scvi", peer, theirs)):
             result = run_job(job, side, python, resume)
@@ -103,7 +105,7 @@ def compare(case: Case, seeds: list[int], peer: str, resume: bool) -> Comparison
                 f"{result['seconds_per_epoch']:.2f} s/epoch",
                 flush=True,
             )
-    return Comparison(case.dataset.title, case.warmup, ours, theirs)
+    return Comparison(case.dataset.title, case.warmup, ours, theirs, judged=case.same_warmup)
 
 
 def describe(datasets: list[Dataset]) -> str:
@@ -140,16 +142,16 @@ def main() -> None:
         raise SystemExit("Set PYROVI_DATA to the folder with the real data sets.")
     os.nice(10)
     peer = str(peer_python())
-    cases, seeds = (QUICK, SEEDS[:1]) if arguments.quick else (CASES, SEEDS)
+    cases = QUICK if arguments.quick else CASES
     datasets = list({case.dataset.name: case.dataset for case in cases}.values())
     for dataset in datasets:
-        prepare(dataset, source, WORK, seeds)
-    comparisons = [compare(case, seeds, peer, arguments.resume) for case in cases]
+        prepare(dataset, source, WORK, max(case.n_seeds for case in cases))
+    comparisons = [compare(case, peer, arguments.resume) for case in cases]
     print("\n" + quality_table(comparisons))
     if not arguments.quick:
         PAGE.write_text(page(comparisons, machine(), describe(datasets)))
         print(f"\nWrote {PAGE.relative_to(ROOT)}")
-    if not all(c.passed for c in comparisons):
+    if not all(c.passed for c in comparisons if c.judged):
         raise SystemExit("pyrovi is worse than scvi-tools by more than the margin.")
 
 

@@ -14,7 +14,10 @@ def test_bounds_of_each_set(trained) -> None:
     bounds = evidence_bounds(trained, importance_samples=64)
     assert list(bounds.index) == ["training", "held out"]
     assert bounds["observations"].tolist() == [54, 6]
-    for name, rows in (("training", trained.train_indices), ("held out", trained.validation_indices)):
+    for name, rows in (
+        ("training", trained.train_indices),
+        ("held out", trained.validation_indices),
+    ):
         elbo = trained.get_elbo(indices=rows)
         local = trained.get_elbo(indices=rows, return_mean=False)
         assert bounds.loc[name, "elbo"] == pytest.approx(elbo)

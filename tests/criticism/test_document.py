@@ -47,7 +47,11 @@ def document() -> Document:
     return Document(
         "A <title>",
         "sub",
-        [Section("First & last", ["text <i>", Table(frame, "cap"), Image(made, "capt", 'a "line"')])],
+        [
+            Section(
+                "First & last", ["text <i>", Table(frame, "cap"), Image(made, "capt", 'a "line"')]
+            )
+        ],
         {"x": np.float64(2.0), "bad": np.nan, "array": np.arange(2)},
     )
 

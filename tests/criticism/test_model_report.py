@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from tests.criticism.test_document import Page, loads_nothing
 
 import pyrovi as pv
 from pyrovi.criticism import Section, evidence_bounds
 from pyrovi.criticism.model_report import convergence, least_expected
 from pyrovi.errors import ModelError
-from tests.criticism.test_document import Page, loads_nothing
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ def test_elbo_is_the_negative_loss(trained) -> None:
     np.testing.assert_allclose(shown["held out"], -trained.history["elbo_validation"].iloc[:, 0])
     np.testing.assert_allclose(
         lines(right)["training"],
-        trained.history["kl_local_train"].iloc[:, 0] + trained.history["kl_global_train"].iloc[:, 0],
+        trained.history["kl_local_train"].iloc[:, 0]
+        + trained.history["kl_global_train"].iloc[:, 0],
     )
     assert "nats" in left.get_ylabel()
     assert "KL" in right.get_ylabel()
@@ -47,7 +48,9 @@ def test_a_model_without_history_is_refused() -> None:
 )
 def test_predicted_against_observed(checks, plot, statistic) -> None:
     made = plot(checks)
-    points = np.concatenate([c.get_offsets() for c in made.axes[1].collections if len(c.get_offsets()) > 1])
+    points = np.concatenate(
+        [c.get_offsets() for c in made.axes[1].collections if len(c.get_offsets()) > 1]
+    )
     observed = checks.observed[statistic].to_numpy()
     np.testing.assert_allclose(np.sort(points[:, 0]), np.sort(observed))
     legend = [text.get_text() for text in made.axes[1].get_legend().get_texts()]

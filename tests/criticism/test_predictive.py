@@ -73,10 +73,9 @@ def test_checks_leave_the_mode_and_the_random_state_alone(trained) -> None:
 
 
 class PoissonModule(PyroBaseModule):
-    site_dims = {"counts": ("var",)}
-
     def __init__(self, n_vars: int) -> None:
         super().__init__()
+        self.site_dims = {"counts": ("var",)}
         self.n_vars = n_vars
 
     def model(self, X):

@@ -79,5 +79,5 @@ def test_moments_of_other_guides() -> None:
 def test_only_local_latents_have_moments() -> None:
     module = Factors()
     model = given(module.simulate(5), module)
-    with pytest.raises(ModelError, match="'X' is no latent.*z"):
+    with pytest.raises(ModelError, match=r"'X' is no latent.*z"):
         guide_moments(model, "X")

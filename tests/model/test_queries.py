@@ -124,6 +124,7 @@ def test_other_types_of_the_same_categories(model: SCVI) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_every_query_leaves_data_model_and_registry_alone(model: SCVI) -> None:
     other = make_data(seed=4)
     queries: list[Callable[[Any], Any]] = [

@@ -109,7 +109,7 @@ class Mean(PyroBaseModule):
 
 
 class Factors(PyroBaseModule):
-    """z_n ~ N(0, I); x_n ~ N(W z_n, sd^2 I). The guide is the exact posterior, or off by factors."""
+    """z_n ~ N(0, I); x_n ~ N(W z_n, sd^2 I). The guide is exact, or off by factors."""
 
     sd = 0.7
 

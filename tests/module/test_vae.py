@@ -193,7 +193,7 @@ def test_a_batch_of_one_cell_in_both_modes() -> None:
 
 
 def test_options_that_do_not_exist() -> None:
-    with pytest.raises(ModelError, match="gene_likelihood must be one of 'zinb', 'nb'.*'gamma'"):
+    with pytest.raises(ModelError, match=r"gene_likelihood must be one of 'zinb', 'nb'.*'gamma'"):
         VAE(G, gene_likelihood="gamma")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="library_log_means"):
         VAE(G, use_observed_lib_size=False)

@@ -195,7 +195,7 @@ def test_what_cannot_be_vectorised_is_tried_once_and_right() -> None:
 def test_the_fallback_starts_from_the_same_random_state() -> None:
     def story(_: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        return {"x": x * (1 if x > 0 else 1)}
+        return {"x": x if x > 0 else 1 * x}
 
     torch.manual_seed(3)
     first = map_draws(story, {}, 5)["x"]

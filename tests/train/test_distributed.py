@@ -101,7 +101,6 @@ def test_optimum_is_the_exact_posterior(report):
 
 def test_metrics_are_global_means(report):
     import torch
-
     from tests.train.toys import QUIET, Mean, toy
 
     model = toy(Mean, n=25, guide="delta")

@@ -4,10 +4,10 @@ import pyro.optim
 import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from tests.train.toys import QUIET, Amortised, Mean, assert_same_training, parameters, toy
 
 from pyrovi.errors import TrainingError
 from pyrovi.train import ManualSVITrainingPlan, SVITrainingPlan
-from tests.train.toys import QUIET, Amortised, Mean, assert_same_training, parameters, toy
 
 
 def fit(elbo, epochs=6, size=5, guide="normal", optim=None, **trainer):
@@ -33,7 +33,7 @@ def fit(elbo, epochs=6, size=5, guide="normal", optim=None, **trainer):
             )
         },
     ],
-    ids=str,
+    ids=["plain", "norm", "value", "accumulate", "clipped_adam", "schedule"],
 )
 def test_both_plans_take_the_same_steps(options):
     """Everything in this model is reparametrised, so TraceGraph_ELBO has Trace_ELBO's gradient."""
@@ -52,7 +52,7 @@ def test_manual_training_resumes_exactly(tmp_path):
     fit(TraceGraph_ELBO(), 4, enable_checkpointing=True, default_root_dir=str(tmp_path))
     resumed = toy(Mean)
     resumed.train(
-        4, batch_size=5, lr=0.05, ckpt_path=next(tmp_path.glob("epoch=*")), 
+        4, batch_size=5, lr=0.05, ckpt_path=next(tmp_path.glob("epoch=*")),
         plan_kwargs={"loss_fn": TraceGraph_ELBO()}, **QUIET,
     )  # fmt: skip
     assert whole._training.epochs == resumed._training.epochs == 4

@@ -3,11 +3,11 @@
 import pyro.optim
 import pytest
 import torch
+from tests.train.toys import QUIET, Amortised, toy
 from torch import nn
 
 from pyrovi.errors import TrainingError
 from pyrovi.train.optim import build_optimizer
-from tests.train.toys import QUIET, Amortised, toy
 
 DEFAULTS = {"lr": 0.1, "eps": 0.01, "weight_decay": 1e-6}
 
@@ -18,9 +18,7 @@ def named():
 
 
 def lr_of(optimizer, parameter):
-    return next(
-        g["lr"] for g in optimizer.param_groups if any(p is parameter for p in g["params"])
-    )
+    return next(g["lr"] for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
 
 
 def test_default_is_adam_with_the_given_options():

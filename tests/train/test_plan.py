@@ -11,12 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-
-from pyrovi import settings
-from pyrovi.dataloaders import AnnDataLoader
-from pyrovi.errors import TrainingError
-from pyrovi.module.base import PyroBaseModule
-from pyrovi.train import SVITrainingPlan
 from tests.train.toys import (
     QUIET,
     Amortised,
@@ -30,6 +24,12 @@ from tests.train.toys import (
     scvi,
     toy,
 )
+
+from pyrovi import settings
+from pyrovi.dataloaders import AnnDataLoader
+from pyrovi.errors import TrainingError
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.train import SVITrainingPlan
 
 
 def batches(model, size):
@@ -200,7 +200,10 @@ def test_metrics_are_those_of_get_elbo():
     model = toy(Mean, guide="delta")
     model.train(1, batch_size=5, **STILL, **QUIET)
     value = {k: v.iloc[-1, 0] for k, v in model.history.items()}
-    for split, indices in (("train", model.train_indices), ("validation", model.validation_indices)):
+    for split, indices in (
+        ("train", model.train_indices),
+        ("validation", model.validation_indices),
+    ):
         assert value[f"elbo_{split}"] == pytest.approx(-model.get_elbo(indices=indices), rel=1e-5)
     x = model.adata.X[model.train_indices]
     mu = model.sample_posterior("mu", num_samples=1)["mu"].values[0]
@@ -238,10 +241,18 @@ def test_default_warmup_completes(epochs):
 def test_validation_does_not_disturb_training():
     split = [range(50), range(50, 80)]
     ends = []
-    for indexing, options in ((split, {}), (split[:1], {}), (split, {"check_val_every_n_epoch": 2})):
+    for indexing, options in (
+        (split, {}),
+        (split[:1], {}),
+        (split, {"check_val_every_n_epoch": 2}),
+    ):
         model = scvi()
         model.train(
-            4, batch_size=16, datasplitter_kwargs={"external_indexing": indexing}, **options, **QUIET
+            4,
+            batch_size=16,
+            datasplitter_kwargs={"external_indexing": indexing},
+            **options,
+            **QUIET,
         )
         ends.append(parameters(model))
     assert_same(ends[0], ends[1])

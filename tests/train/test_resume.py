@@ -15,10 +15,6 @@ import pyro.optim
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-
-from pyrovi import settings
-from pyrovi.errors import TrainingError
-from pyrovi.train import SaveCheckpoint
 from tests.train.toys import (
     QUIET,
     Amortised,
@@ -31,6 +27,10 @@ from tests.train.toys import (
     scvi,
     toy,
 )
+
+from pyrovi import settings
+from pyrovi.errors import TrainingError
+from pyrovi.train import SaveCheckpoint
 
 WARM = {"n_epochs_kl_warmup": 4}
 PLANS = {
@@ -125,7 +125,7 @@ def test_interrupted_run_resumes_with_its_own_default_warmup(tmp_path):
 @pytest.mark.parametrize("name", ["adam", "by step"])
 @pytest.mark.parametrize("stop", [(1, 2), (3, 0)])
 def test_resume_within_an_epoch(name, stop, tmp_path):
-    """Four minibatches an epoch, a checkpoint every three steps: within epochs and at their ends."""
+    """Four minibatches an epoch, a checkpoint every three steps: within epochs and at ends."""
     whole = scvi()
     whole.train(5, batch_size=20, plan_kwargs=plan(name), **QUIET)
     saver = SaveCheckpoint(tmp_path, every_n_train_steps=3)
@@ -146,9 +146,7 @@ def test_resume_within_an_epoch_of_a_second_call(tmp_path):
     twice.train(2, batch_size=20, plan_kwargs=WARM, **QUIET)
     saver = SaveCheckpoint(tmp_path, every_n_train_steps=3)
     with pytest.raises(KeyboardInterrupt):
-        twice.train(
-            3, batch_size=20, plan_kwargs=WARM, callbacks=[saver, Interrupt(3, 2)], **QUIET
-        )
+        twice.train(3, batch_size=20, plan_kwargs=WARM, callbacks=[saver, Interrupt(3, 2)], **QUIET)
     resumed = scvi()
     resumed.train(5, batch_size=20, plan_kwargs=WARM, ckpt_path=tmp_path / "last.ckpt", **QUIET)
     assert_same(parameters(whole), parameters(resumed))
@@ -269,9 +267,9 @@ def test_damaged_foreign_and_missing_checkpoints_are_refused(tmp_path):
 def test_checkpoint_of_another_model_seed_or_optimiser_is_refused(tmp_path):
     options = {"ckpt_path": tmp_path / "last.ckpt", **QUIET}
     scvi().train(1, enable_checkpointing=True, default_root_dir=str(tmp_path), **QUIET)
-    with pytest.raises(TrainingError, match="another model: parameter .* has shape"):
+    with pytest.raises(TrainingError, match=r"another model: parameter .* has shape"):
         scvi(n_hidden=9).train(2, **options)
-    with pytest.raises(TrainingError, match="another model: parameter .* is only in"):
+    with pytest.raises(TrainingError, match=r"another model: parameter .* is only in"):
         toy(Mean).train(2, **options)
     with pytest.raises(TrainingError, match="optimiser"):
         scvi().train(2, plan_kwargs={"optim": torch.optim.SGD}, **options)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from tests.train.toys import QUIET, Local, assert_same, normal_data, parameters, toy
 
 from pyrovi.module.rows import RowMinibatch
-from tests.train.toys import QUIET, Local, assert_same, normal_data, parameters, toy
 
 EXACT_SD = 0.2**0.5
 
@@ -20,7 +20,7 @@ def model():
 
 def assert_exact(model, x, **query):
     z = model.sample_posterior("z", num_samples=1000, **query)["z"]
-    assert np.allclose(z.mean("draw"), 0.8 * x, atol=0.15)
+    assert np.allclose(z.mean("draw"), 0.8 * x, atol=0.2)
     assert np.allclose(z.std("draw"), EXACT_SD, atol=0.12)
 
 

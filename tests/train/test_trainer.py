@@ -10,11 +10,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from tests.train.toys import QUIET, Amortised, Mean, assert_same, parameters, scvi, toy
 
 from pyrovi.errors import TrainingError
 from pyrovi.train import BestCheckpoint, ELBOConvergence
 from pyrovi.train import progress as progress_file
-from tests.train.toys import QUIET, Amortised, Mean, assert_same, parameters, scvi, toy
 
 SGD = {"optim": torch.optim.SGD}
 
@@ -93,9 +93,7 @@ def test_nan_stops_with_the_parameters_of_the_epoch_before(epoch):
         good.train(epoch, plan_kwargs={"n_epochs_kl_warmup": 1}, **QUIET)
     model = toy(Amortised)
     with pytest.raises(TrainingError, match="smaller lr"):
-        model.train(
-            4, plan_kwargs={"n_epochs_kl_warmup": 1}, callbacks=[Poison(epoch)], **QUIET
-        )
+        model.train(4, plan_kwargs={"n_epochs_kl_warmup": 1}, callbacks=[Poison(epoch)], **QUIET)
     assert_same(parameters(good), parameters(model))
     assert not model.module.training
     model.train(1, **QUIET)  # and it can be trained on

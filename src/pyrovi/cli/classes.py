@@ -33,8 +33,8 @@ def model_class(name: str) -> type[BaseModelClass]:
         found = getattr(pyrovi.model, name) if name in pyrovi.model.__all__ else None
     if not inspect.isclass(found) or not issubclass(found, BaseModelClass):
         raise ModelError(
-            f"There is no model class {name!r}. pyrovi has: {', '.join(known_models())}; one of your "
-            "own is named as module:Class, e.g. my_models:Factors."
+            f"There is no model class {name!r}. pyrovi has: {', '.join(known_models())}; one of "
+            "your own is named as module:Class, e.g. my_models:Factors."
         )
     return found
 

@@ -21,9 +21,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.")] = Path(
         "demo_output"
     ),
-    max_epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs (default: 400).")
-    ] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs (default: 400).")] = None,
     num_draws: Annotated[
         int, typer.Option(min=2, help="Replicated data sets of the predictive checks.")
     ] = 100,

@@ -1,7 +1,9 @@
-"""Errors on the command line: one clean message, exit code 2."""
+"""Errors and warnings on the command line: one clean message each; errors exit with code 2."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -22,10 +24,26 @@ class CleanErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():  # puts showwarning back
+                warnings.showwarning = _warner()
+                return super().invoke(ctx)
         except PyroviError as error:
             if ctx.params.get("debug"):
                 raise
             typer.secho(f"{type(error).__name__}: ", fg="red", bold=True, nl=False, err=True)
             typer.echo(str(error), err=True)
             raise typer.Exit(EXIT_CODE) from error
+
+
+def _warner() -> Callable[..., None]:
+    """Function that prints a warning once, without the place in the code that raised it."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = str(message)
+        if text not in seen:
+            seen.add(text)
+            typer.secho("Warning: ", fg="yellow", bold=True, nl=False, err=True)
+            typer.echo(text, err=True)
+
+    return show

@@ -58,8 +58,8 @@ def check_table(path: Path) -> None:
     """
     if path.suffix not in TABLES:
         raise SaveLoadError(
-            f"{str(path)!r} has an unknown suffix; tables are {', '.join(TABLES)} (rows and columns "
-            "are named in .csv and .h5ad)."
+            f"{str(path)!r} has an unknown suffix; tables are {', '.join(TABLES)} (rows and "
+            "columns are named in .csv and .h5ad)."
         )
     if not path.parent.is_dir():
         raise SaveLoadError(f"There is no folder {str(path.parent)!r} to write {path.name!r} to.")
@@ -120,8 +120,8 @@ def select_rows(adata: Any, positions: Path | None, names: Path | None) -> np.nd
         if (found < 0).any():
             missing = [name for name, at in zip(wanted, found, strict=True) if at < 0]
             raise DataError(
-                f"{len(missing)} of the {len(wanted)} names in {str(names)!r} are not in obs_names, "
-                f"e.g. {', '.join(map(repr, missing[:3]))}; obs_names look like "
+                f"{len(missing)} of the {len(wanted)} names in {str(names)!r} are not in "
+                f"obs_names, e.g. {', '.join(map(repr, missing[:3]))}; obs_names look like "
                 f"{adata.obs_names[0]!r}."
             )
         return found

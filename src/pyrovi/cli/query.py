@@ -109,9 +109,9 @@ def query(
         names = [f"latent_{i}" for i in range(values.shape[1])]
         _write(console, latent, values, adata.obs_names[rows], names)
     for name, path in tables.items():
-        draws = loaded.sample_posterior(
-            name, num_samples=num_samples, reduce=statistic, **options
-        )[name]
+        draws = loaded.sample_posterior(name, num_samples=num_samples, reduce=statistic, **options)[
+            name
+        ]
         _write_site(console, path, name, draws, adata.obs_names[rows])
     if elbo:
         bound = loaded.get_elbo(num_samples=num_samples, **options)

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from pyrovi.criticism.bounds import evidence_bounds
     from pyrovi.criticism.document import Document, Image, Section, Table
     from pyrovi.criticism.elbo_plot import plot_elbo
+    from pyrovi.criticism.model_report import report
     from pyrovi.criticism.predictive import PredictiveChecks, posterior_predictive_checks
     from pyrovi.criticism.predictive_plots import (
         plot_mean_variance,
         plot_totals,
         plot_zero_fraction,
     )
-    from pyrovi.criticism.model_report import report
 
 __all__ = [
     "Document",

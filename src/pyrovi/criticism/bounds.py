@@ -77,16 +77,16 @@ def evidence_bounds(
         rows[name] = {
             "observations": len(used),
             "elbo": float(elbo),
-            "standard error": float(local.std(ddof=1) / np.sqrt(len(used))) if len(used) > 1 else np.nan,
+            "standard error": float(local.std(ddof=1) / np.sqrt(len(used)))
+            if len(used) > 1
+            else np.nan,
             "importance": float(tighter) - shared,
             "gap": float(tighter) - shared - float(elbo),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
 
 
-def _sample(
-    indices: np.ndarray, size: int | None, name: str, seed: int | None
-) -> np.ndarray:
+def _sample(indices: np.ndarray, size: int | None, name: str, seed: int | None) -> np.ndarray:
     if size is None or len(indices) <= size:
         return indices
     chosen = generator("evidence bounds", name, seed=seed).choice(len(indices), size, replace=False)

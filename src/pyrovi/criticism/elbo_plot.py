@@ -56,9 +56,7 @@ def plot_elbo(model: BaseModelClass) -> Figure:
 
         for key, label, colour, style in _SETS:
             parts = [
-                history[name]
-                for name in (f"kl_local_{key}", f"kl_global_{key}")
-                if name in history
+                history[name] for name in (f"kl_local_{key}", f"kl_global_{key}") if name in history
             ]
             if parts:
                 total = parts[0].copy()
@@ -80,7 +78,7 @@ def _line(axes: Axes, frame: pd.DataFrame, label: str, colour: str, style: str) 
 
 
 def _limits(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Range of the curves without their first tenth, in which the parameters are still arbitrary."""
+    """Range of the curves without their first tenth, in which the parameters are arbitrary."""
     kept = [curve[len(curve) // 10 :] for curve in curves]
     low, high = min(map(np.nanmin, kept)), max(map(np.nanmax, kept))
     margin = 0.06 * (high - low) or 1.0

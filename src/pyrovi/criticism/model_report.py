@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("pyrovi", "torch", "pyro-ppl", "lightning", "anndata", "arviz", "numpy", "scipy")
 _PROBABILITY = 0.9
 _FLAT = 2e-4
-"""Relative change of the training ELBO over the last tenth of the epochs that counts as converged."""
+"""Largest relative change of the training ELBO over the last tenth of the epochs when converged."""
 
 
 def report(
@@ -56,8 +56,8 @@ def report(
     values
         Numbers of one's own for the JSON twin.
     bounds, checks
-        Results of :func:`evidence_bounds` and :func:`posterior_predictive_checks`, if they have been
-        made already.
+        Results of :func:`evidence_bounds` and :func:`posterior_predictive_checks`, if they have
+        been made already.
     num_samples
         Number of replicated data sets of the predictive checks.
     seed
@@ -162,8 +162,8 @@ def _predictive_section(checks: PredictiveChecks) -> Section:
     return Section(
         "Posterior predictive checks",
         [
-            f"Statistics of the observed data beside those of {draws} replicated data sets, each made "
-            "with one joint draw of all latent variables. A good model's intervals cover the "
+            f"Statistics of the observed data beside those of {draws} replicated data sets, each "
+            "made with one joint draw of all latent variables. A good model's intervals cover the "
             f"observed values at least {_PROBABILITY:.0%} of the time; as the same data served to "
             "fit the model, more is usual.",
             Table(
@@ -173,8 +173,8 @@ def _predictive_section(checks: PredictiveChecks) -> Section:
             ),
             Image(
                 plot_mean_variance(checks),
-                "Mean and variance of each variable. Intervals above the points mean that the model "
-                "makes data that vary more than the observed ones.",
+                "Mean and variance of each variable. Intervals above the points mean that the "
+                "model makes data that vary more than the observed ones.",
                 "Observed variances against means, with predicted intervals; predicted against "
                 "observed variances.",
             ),
@@ -192,9 +192,9 @@ def _predictive_section(checks: PredictiveChecks) -> Section:
             ),
             Table(
                 least_expected(checks),
-                "The variables whose variance the model reproduces least: p is the probability that "
-                "a replicated variance exceeds the observed one (0 or 1: never or always). Among "
-                "those with equal p, the largest ratio comes first.",
+                "The variables whose variance the model reproduces least: p is the probability "
+                "that a replicated variance exceeds the observed one (0 or 1: never or always). "
+                "Among those with equal p, the largest ratio comes first.",
             ),
         ],
     )
@@ -275,7 +275,8 @@ def _settings_section(model: BaseModelClass, seed: int | None) -> Section:
         **{package: installed for package in _PACKAGES if (installed := _version(package))},
     }
     table = pd.DataFrame(
-        {"value": [str(plain(v)) for v in rows.values()]}, index=pd.Index(list(rows), name="setting")
+        {"value": [str(plain(v)) for v in rows.values()]},
+        index=pd.Index(list(rows), name="setting"),
     )
     return Section("Settings and versions", [Table(table)])
 

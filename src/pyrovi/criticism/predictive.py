@@ -45,7 +45,9 @@ class PredictiveChecks:
     observed: xr.Dataset
     replicated: xr.Dataset
 
-    def interval(self, statistic: str, probability: float = 0.9) -> tuple[xr.DataArray, xr.DataArray]:
+    def interval(
+        self, statistic: str, probability: float = 0.9
+    ) -> tuple[xr.DataArray, xr.DataArray]:
         """Central interval of a statistic over replicated data sets: lower and upper end."""
         tail = (1 - probability) / 2
         ends = self.replicated[statistic].quantile([tail, 1 - tail], dim="draw")
@@ -71,7 +73,7 @@ class PredictiveChecks:
         return ((replicated > observed) + 0.5 * (replicated == observed)).mean("draw")
 
     def summary(self, probability: float = 0.9) -> pd.DataFrame:
-        """One row for each statistic: number of values, coverage, and average observed and predicted."""
+        """One row for each statistic: number of values, averages, and coverage."""
         import pandas as pd
 
         rows = {
@@ -81,7 +83,7 @@ class PredictiveChecks:
                 "predicted (average)": float(self.replicated[statistic].mean()),
                 f"in {probability:.0%} interval": self.coverage(statistic, probability),
             }
-            for statistic in self.observed.data_vars
+            for statistic in map(str, self.observed.data_vars)
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("statistic")
 
@@ -111,8 +113,8 @@ def posterior_predictive_checks(
     num_samples
         Number of replicated data sets.
     adata, indices, batch_size, seed
-        As in :meth:`~pyrovi.model.BaseModelClass.posterior_predictive`, of which the replicated data
-        are the draws.
+        As in :meth:`~pyrovi.model.BaseModelClass.posterior_predictive`, of which the replicated
+        data are the draws.
 
     Returns
     -------
@@ -126,8 +128,8 @@ def posterior_predictive_checks(
 
     References
     ----------
-    Gelman, Meng, Stern: Posterior predictive assessment of model fitness via realized discrepancies.
-    Statistica Sinica 6, 733-807 (1996).
+    Gelman, Meng, Stern: Posterior predictive assessment of model fitness via realized
+    discrepancies. Statistica Sinica 6, 733-807 (1996).
     """
     if num_samples < 1:
         raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
@@ -155,7 +157,7 @@ def posterior_predictive_checks(
         observed.update(_table(values[checked.name], checked))
 
     coords = model.coords(manager, positions)
-    variable = checked.dims[1] if len(checked.dims) > 1 else checked.name
+    variable = (checked.dims[1] if len(checked.dims) > 1 else None) or checked.name
     data = {name: value[0] for name, value in observed.result().items()}
     return PredictiveChecks(
         checked.name,
@@ -197,12 +199,12 @@ def _dataset(
 
     arrays = {name: value.numpy() for name, value in values.items()}
     last = {name: OBS_PLATE if name == "total" else variable for name in arrays}
-    labels = {
-        last[name]: coords(last[name], array.shape[-1]) for name, array in arrays.items()
-    }
+    labels = {last[name]: coords(last[name], array.shape[-1]) for name, array in arrays.items()}
     return xr.Dataset(
         {name: ((*leading, last[name]), array) for name, array in arrays.items()},
         coords={
-            dim: [str(label) for label in names] for dim, names in labels.items() if names is not None
+            dim: [str(label) for label in names]
+            for dim, names in labels.items()
+            if names is not None
         },
     )

@@ -118,7 +118,9 @@ def plot_totals(checks: PredictiveChecks, bins: int = 40) -> Figure:
         if logarithmic:
             left.set_xscale("log")
             _plain_ticks(left)
-        left.set(title="Totals of observations", xlabel="Total of an observation", xlim=edges[[0, -1]])
+        left.set(
+            title="Totals of observations", xlabel="Total of an observation", xlim=edges[[0, -1]]
+        )
         left.set_ylabel("Number of observations")
         left.set_ylim(0, 1.32 * max(high.max(), observed.max()))
         left.legend(loc="upper right")

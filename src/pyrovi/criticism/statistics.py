@@ -15,8 +15,8 @@ class Moments:
 
     References
     ----------
-    Chan, Golub, LeVeque: Algorithms for computing the sample variance. The American Statistician 37,
-    242-247 (1983).
+    Chan, Golub, LeVeque: Algorithms for computing the sample variance. The American Statistician
+    37, 242-247 (1983).
     """
 
     def __init__(self) -> None:

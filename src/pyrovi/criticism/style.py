@@ -1,4 +1,4 @@
-"""The look of all figures: readable type, thin frames, colours that the colour-blind can tell apart."""
+"""The look of all figures: readable type, thin frames, colours safe for the colour-blind."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ _STYLE = {
 
 
 @contextmanager
-def figure(
-    width: float, height: float, columns: int = 1
-) -> Iterator[tuple[Figure, list[Axes]]]:
+def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
     """Make a figure with axes side by side, drawn in pyrovi's style inside the context.
 
     Parameters

@@ -48,8 +48,8 @@ class DemoResult:
     bounds
         Bounds on the evidence (see :func:`~pyrovi.criticism.evidence_bounds`).
     agreement
-        Agreement of the latent space (and, for comparison, of principal components) with the labels;
-        ``None`` without labels.
+        Agreement of the latent space (and, for comparison, of principal components) with the
+        labels; ``None`` without labels.
     checks
         Posterior predictive checks.
     files
@@ -122,7 +122,7 @@ def run_demo(
         )
     clock = _Clock(say)
     SCVI.setup_anndata(adata, layer=layer, batch_key=batch_key)
-    model = SCVI(adata)
+    model = SCVI(adata, gene_likelihood="nb")
     folder = _folder(out)
 
     with clock(f"Training SCVI on {adata.n_obs:,} cells x {adata.n_vars:,} genes"):
@@ -179,9 +179,7 @@ def _agreement(model: SCVI, latent: np.ndarray, labels_key: str | None) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("space")
 
 
-def _groups(
-    adata: AnnData, labels_key: str | None, batch_key: str | None
-) -> dict[str, pd.Series]:
+def _groups(adata: AnnData, labels_key: str | None, batch_key: str | None) -> dict[str, pd.Series]:
     groups = {}
     if labels_key is not None:
         groups[f"Cell type ({labels_key})"] = adata.obs[labels_key]
@@ -229,7 +227,7 @@ def _latent_section(embedding: Any, agreement: pd.DataFrame | None) -> Section:
         agreement,
         "knn_accuracy: share of cells whose type the 15 nearest neighbours get right (five-fold "
         "cross-validation). majority: what guessing the most frequent type would reach. ari: "
-        "adjusted Rand index of k-means with as many clusters as types (1: same groups, 0: chance).",
+        "adjusted Rand index of k-means with as many clusters as types (1: same, 0: by chance).",
     )
     return Section("Latent space", [table, image])
 

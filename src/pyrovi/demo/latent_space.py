@@ -37,10 +37,10 @@ def label_agreement(
     Returns
     -------
     dict
-        ``knn_accuracy``: share of cells whose label a 15-nearest-neighbour vote among the other four
-        fifths of the cells gets right (five-fold cross-validation); ``majority``: share of the
-        largest label, which guessing would reach; ``ari``: adjusted Rand index of k-means with as
-        many clusters as labels (1: the same partition, 0: as by chance).
+        ``knn_accuracy``: share of cells whose label a 15-nearest-neighbour vote among the other
+        four fifths of the cells gets right (five-fold cross-validation); ``majority``: share of
+        the largest label, which guessing would reach; ``ari``: adjusted Rand index of k-means with
+        as many clusters as labels (1: the same partition, 0: as by chance).
 
     Raises
     ------
@@ -134,7 +134,8 @@ def _scatter(axes: Axes, embedding: np.ndarray, labels: pd.Categorical) -> None:
     for position, name in enumerate(labels.categories):
         inside = np.asarray(labels == name)
         axes.scatter(
-            *embedding[inside].T,
+            embedding[inside, 0],
+            embedding[inside, 1],
             s=size,
             color=CATEGORIES[position % len(CATEGORIES)],
             marker=MARKERS[position % len(MARKERS)],

@@ -44,7 +44,7 @@ def train(
     train_size: float | None = None,
     validation_size: float | None = None,
     shuffle_set_split: bool = True,
-    batch_size: int | None | str = "default",
+    batch_size: int | str | None = "default",
     load_sparse_tensor: bool = False,
     early_stopping: bool = False,
     lr: float | None = None,
@@ -67,7 +67,7 @@ def train(
         As in Lightning. Several devices train data-parallel.
     train_size, validation_size, shuffle_set_split
         Division of the observations; by default 90 % are for training, the rest for validation.
-        ``datasplitter_kwargs={"external_indexing": [train, validation, test]}`` gives it explicitly.
+        ``datasplitter_kwargs={"external_indexing": [train, validation, test]}`` gives it as it is.
     batch_size
         Observations per minibatch (default: ``settings.batch_size``); ``None`` keeps all training
         observations on the device as one batch.
@@ -165,8 +165,8 @@ def _check_monitors(
     for option, metric in watching.items():
         if metric and str(metric).endswith("_validation") and n_val == 0:
             raise TrainingError(
-                f"{option} watches {metric!r}, but train_size leaves no validation observations; use "
-                "train_size=0.9, watch 'elbo_train', or stop on the training ELBO with "
+                f"{option} watches {metric!r}, but train_size leaves no validation observations; "
+                "use train_size=0.9, watch 'elbo_train', or stop on the training ELBO with "
                 "callbacks=[pyrovi.train.ELBOConvergence()]."
             )
 
@@ -188,14 +188,15 @@ def _splitter(
     if batch_size is None:
         if options.pop("load_sparse_tensor", False):
             raise TrainingError(
-                "load_sparse_tensor=True has no effect with batch_size=None, which keeps the data on "
-                "the device in dense form; choose one of them."
+                "load_sparse_tensor=True has no effect with batch_size=None, which keeps the data "
+                "on the device in dense form; choose one of them."
             )
         return DeviceBackedDataSplitter(
             manager, batch_size=None, accelerator=accelerator, **options
         )
-    data = DataSplitter(manager, batch_size=int(batch_size), **options)
-    if data.n_train > 1 and data.n_train % data.batch_size == 1 and _normalises(model.module):
+    size = int(batch_size)
+    data = DataSplitter(manager, batch_size=size, **options)
+    if data.n_train > 1 and data.n_train % size == 1 and _normalises(model.module):
         # Batch normalisation cannot train on one observation. Every epoch leaves out another one.
         data.drop_last = True
     return data

@@ -215,7 +215,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
                     f"`{which}` of {type(self).__name__} asks for {name!r}, which is not "
                     f"registered. Registered are: {', '.join(minibatch)}. Register it in "
                     f"setup_anndata with a field whose registry key is {name!r}, e.g. "
-                    f"LayerField({name!r}, layer=...) or NumericalObsField({name!r}, 'column'), or give the argument a default."
+                    f"LayerField({name!r}, layer=...) or NumericalObsField({name!r}, 'column'), "
+                    "or give the argument a default."
                 )
         return tuple(names)
 

@@ -101,6 +101,6 @@ def _probability(name: str) -> float:
 def _check(name: str) -> None:
     if name not in ("mean", "sd", "median") and not _QUANTILE.fullmatch(name):
         raise ModelError(
-            f"Unknown statistic {name!r}: use 'mean', 'sd', 'median', a quantile like 'q05', a list "
-            "of these, or a function of the draws."
+            f"Unknown statistic {name!r}: use 'mean', 'sd', 'median', a quantile like 'q05', a "
+            "list of these, or a function of the draws."
         )

@@ -178,8 +178,8 @@ class NaNGuard(Callback):
 
 
 REMEDIES = (
-    "The module is back at the parameters of the end of the epoch before. Usual remedies: a smaller "
-    "lr, gradient_clip_val=10, or a check of the data for extreme values."
+    "The module is back at the parameters of the end of the epoch before. Usual remedies: a "
+    "smaller lr, gradient_clip_val=10, or a check of the data for extreme values."
 )
 
 

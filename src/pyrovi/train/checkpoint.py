@@ -23,8 +23,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint files that are complete whenever they exist.
 
     Lightning writes to the system's folder for temporary files and moves the result; across file
-    systems such a move is a copy, which a killed process leaves half done under the final name. Here
-    the file is written beside its place, flushed to the disk and renamed.
+    systems such a move is a copy, which a killed process leaves half done under the final name.
+    Here the file is written beside its place, flushed to the disk and renamed.
     """
 
     def save_checkpoint(

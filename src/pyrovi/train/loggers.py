@@ -69,7 +69,7 @@ def history_frames(values: Mapping[str, Mapping[int, float]]) -> dict[str, pd.Da
 
 
 def make_logger(logger: Any, save_dir: str) -> list[Logger]:
-    """Loggers a user asked for: ``None``/``True``/``False``, ``"csv"``, ``"tensorboard"`` or objects.
+    """Loggers a user asked for: ``None`` or a bool, ``"csv"``, ``"tensorboard"``, or objects.
 
     Raises
     ------

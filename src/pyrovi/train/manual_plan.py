@@ -46,7 +46,7 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         self._clipping = (gradient_clip_val, gradient_clip_algorithm or "norm")
         self._accumulate = accumulate_grad_batches
 
-    @property
+    @property  # type: ignore[misc]
     def automatic_optimization(self) -> bool:
         """Always false."""
         return False
@@ -78,7 +78,8 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         """One minibatch; steps the optimiser when enough gradients are accumulated."""
         self._check_bound(minibatch)
         with record_traces(self.elbo) as traces, annealed(self._next_weight()):
-            loss = self.elbo.loss_and_grads(self.module.run_model, self.module.run_guide, minibatch)
+            elbo: Any = self.elbo
+            loss = elbo.loss_and_grads(self.module.run_model, self.module.run_guide, minibatch)
         loss = torch.as_tensor(loss / minibatch.n_obs, device=self.device)
         self.means["train"].update(self._parts(self.elbo, traces, minibatch, loss), minibatch.n)
         self._n_obs = minibatch.n_obs
@@ -118,7 +119,7 @@ class ManualSVITrainingPlan(SVITrainingPlan):
     def _check_bound(self, minibatch: Minibatch) -> None:
         if isinstance(self.elbo, RenyiELBO) and minibatch.n != minibatch.n_obs:
             raise TrainingError(
-                "RenyiELBO scales the observation plate inside its logarithm, so with minibatches it "
-                f"is no bound at all ({minibatch.n} of {minibatch.n_obs} observations here). Train "
-                "on full batches (batch_size=None), or use Trace_ELBO."
+                "RenyiELBO scales the observation plate inside its logarithm, so with minibatches "
+                f"it is no bound at all ({minibatch.n} of {minibatch.n_obs} observations here). "
+                "Train on full batches (batch_size=None), or use Trace_ELBO."
             )

@@ -31,7 +31,7 @@ def record_traces(elbo: ELBO) -> Iterator[list[tuple[poutine.Trace, poutine.Trac
         traces.append(pair)
         return pair
 
-    elbo._get_trace = recording
+    elbo._get_trace = recording  # type: ignore[method-assign]
     try:
         yield traces
     finally:
@@ -76,7 +76,7 @@ def elbo_parts(
             part = "kl_local" if ledger[name].is_local else "kl_global"
             terms[part].append(_kl(node, guide.nodes[name], analytic))
         for node in guide.nodes.values():
-            if node["type"] == "sample" and node["infer"].get("is_auxiliary"):
+            if node["type"] == "sample" and (node["infer"] or {}).get("is_auxiliary"):
                 local = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
                 terms["kl_local" if local else "kl_global"].append(_log_density(node))
     device = next(term.device for part in terms.values() for term in part)

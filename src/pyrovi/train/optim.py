@@ -79,8 +79,8 @@ def build_optimizer(
     ----------
     spec
         ``None`` (torch's Adam), a torch optimiser class (or a function of the parameters), or a
-        ``pyro.optim`` object. Of a Pyro optimiser the class, the arguments (a dict, or a callable of
-        the parameter's name for per-parameter options), the clipping arguments and, for a
+        ``pyro.optim`` object. Of a Pyro optimiser the class, the arguments (a dict, or a callable
+        of the parameter's name for per-parameter options), the clipping arguments and, for a
         ``PyroLRScheduler``, the scheduler are taken over; its own state is not used.
     named_parameters
         Names (as in ``state_dict``) and parameters.
@@ -130,8 +130,9 @@ def _from_pyro(spec: PyroOptim, parameters: list[tuple[str, nn.Parameter]]) -> O
         groups.setdefault(key, {"params": [], **options})["params"].append(parameter)
         if clip := _options_of(spec.pt_clip_args or {}, name):
             clipping.append((parameter, clip))
+    constructor: Any = spec.pt_optim_constructor
     try:
-        optimizer = spec.pt_optim_constructor(list(groups.values()), **_required(spec, groups))
+        optimizer = constructor(list(groups.values()), **_required(spec, groups))
     except TypeError as error:
         raise TrainingError(f"The Pyro optimiser cannot be made: {error}.") from error
     return OptimizerPlan(optimizer, _scheduler_maker(spec), True, clipping)
@@ -140,7 +141,8 @@ def _from_pyro(spec: PyroOptim, parameters: list[tuple[str, nn.Parameter]]) -> O
 def _required(spec: PyroOptim, groups: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     """Arguments without a default, such as the learning rate of some optimisers."""
     first = next(iter(groups.values()))
-    known = inspect.signature(spec.pt_optim_constructor).parameters
+    constructor: Any = spec.pt_optim_constructor
+    known = inspect.signature(constructor).parameters
     return {
         name: first[name]
         for name, parameter in known.items()

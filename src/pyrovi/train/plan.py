@@ -31,8 +31,8 @@ from pyrovi.train.schedulers import Interval, Schedule, plateau_scheduler
 class SVITrainingPlan(pl.LightningModule):
     """Stochastic variational inference of a module by Lightning's automatic optimisation.
 
-    The loss is the negative ELBO per observation (scale ``1 / N``). Train and validation metrics are
-    per observation and un-annealed.
+    The loss is the negative ELBO per observation (scale ``1 / N``). Train and validation metrics
+    are per observation and un-annealed.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ class SVITrainingPlan(pl.LightningModule):
     lr, eps, weight_decay
         Arguments of the torch optimiser; not used with a ``pyro.optim`` object. ``eps`` and
         ``weight_decay`` are 0.01 and 1e-6, as in scVI, where all latents are amortised. Otherwise
-        they are 1e-8 and 0: gradients of the scale of a global posterior are of order ``1 / N``, and
-        the decay of its mean would act as a second prior.
+        they are 1e-8 and 0: gradients of the scale of a global posterior are of order ``1 / N``,
+        and the decay of its mean would act as a second prior.
     optim_kwargs
         Further arguments of the torch optimiser.
     scheduler_interval
@@ -113,8 +113,8 @@ class SVITrainingPlan(pl.LightningModule):
         if self._enumerates:
             if n_epochs_kl_warmup or n_steps_kl_warmup or max_kl_weight != 1:
                 raise TrainingError(
-                    "The KL terms of a model with enumerated sites cannot be weighted (the sites are "
-                    "summed out): leave out the options of the KL warm-up."
+                    "The KL terms of a model with enumerated sites cannot be weighted (the sites "
+                    "are summed out): leave out the options of the KL warm-up."
                 )
             self.warmup = KLWarmup(n_epochs=0)
         self._make_plateau: Callable[[Optimizer], Any] | None = None
@@ -152,7 +152,8 @@ class SVITrainingPlan(pl.LightningModule):
 
     def objective(self, minibatch: Minibatch, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative (annealed) ELBO per observation, and its un-annealed parts."""
-        elbo, module = self._measure, self.module
+        elbo: Any = self._measure
+        module = self.module
         with record_traces(elbo) as traces, annealed(weight):
             loss = elbo.differentiable_loss(module.run_model, module.run_guide, minibatch)
         loss = loss / minibatch.n_obs
@@ -187,8 +188,16 @@ class SVITrainingPlan(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step: its noise is a pure function of (seed, epoch, step, rank)."""
-        seed = derive_seed("train", self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed)
+        self._seed("train", self.current_epoch, batch_idx, self.global_rank)
+
+    def _seed(self, *purpose: str | int) -> None:
+        """Seed the generators in use; ``torch.manual_seed`` would cost as much as a small step."""
+        seed = derive_seed(*purpose)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> Tensor:
         """One minibatch of SVI."""
@@ -232,7 +241,7 @@ class SVITrainingPlan(pl.LightningModule):
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Validate with common random numbers: epochs differ by their parameters only."""
-        torch.manual_seed(derive_seed("validation", batch_idx, self.global_rank))
+        self._seed("validation", batch_idx, self.global_rank)
 
     def validation_step(self, minibatch: Minibatch, batch_idx: int) -> None:
         """The un-annealed objective on held-out observations."""

@@ -1,4 +1,4 @@
-"""Going on: what a checkpoint holds beside Lightning's own state, and what the next call takes up."""
+"""Going on: what a checkpoint holds beside Lightning's state, and what the next call takes up."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def check_checkpoint(plan: SVITrainingPlan, checkpoint: Mapping[str, Any]) -> di
     state: dict[str, Any] = checkpoint[KEY]
     own, theirs = plan.state_dict(), checkpoint["state_dict"]
     if differing := sorted(set(own) ^ set(theirs)):
+        place = "the checkpoint" if differing[0] in theirs else "this model"
         raise TrainingError(
-            f"The checkpoint is of another model: parameter {differing[0].removeprefix('module.')!r} "
-            f"is only in {'the checkpoint' if differing[0] in theirs else 'this model'} (and "
+            "The checkpoint is of another model: parameter "
+            f"{differing[0].removeprefix('module.')!r} is only in {place} (and "
             f"{len(differing) - 1} more). Make the model with the arguments it was trained with."
         )
     for name, value in own.items():
@@ -83,8 +84,8 @@ def check_checkpoint(plan: SVITrainingPlan, checkpoint: Mapping[str, Any]) -> di
             )
     if state["seed"] != derive_seed("train"):
         raise TrainingError(
-            "The checkpoint was made under another seed; set pyrovi.settings.seed to that one to go "
-            "on with the same minibatches and noise."
+            "The checkpoint was made under another seed; set pyrovi.settings.seed to that one to "
+            "go on with the same minibatches and noise."
         )
     _refuse_inexact(plan, checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
     return state
@@ -95,9 +96,9 @@ def _refuse_inexact(plan: SVITrainingPlan, progress: Mapping[str, Any]) -> None:
     inside_hook = current["completed"] < current["processed"]
     if progress["is_last_batch"] and inside_hook:
         raise TrainingError(
-            "The checkpoint was written after the last minibatch of an epoch but before the epoch was "
-            "closed; its metrics and validation would be lost. Resume from another one, and write "
-            "them with pyrovi.train.SaveCheckpoint, which waits for the end of the epoch."
+            "The checkpoint was written after the last minibatch of an epoch but before the epoch "
+            "was closed; its metrics and validation would be lost. Resume from another one, and "
+            "write them with pyrovi.train.SaveCheckpoint, which waits for the end of the epoch."
         )
     if not progress["is_last_batch"] and current["processed"] % plan.accumulated_batches:
         raise TrainingError(

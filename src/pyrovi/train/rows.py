@@ -18,11 +18,11 @@ from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.rows import RowMinibatch
 
-N_STEPS = 300
+N_STEPS = 400
 """Optimiser steps for rows that start from their initial value."""
 
 _LEARNING_RATE = 0.1
-_AVERAGED = 1 / 3
+_AVERAGED = 1 / 2
 """Last fraction of the steps whose iterates are averaged: it takes out the noise of the draws."""
 
 
@@ -56,7 +56,8 @@ def fit_rows(
     start = _rows_of(module, tables, minibatch.indices) if rows is None else rows
     fitted = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     given = RowMinibatch(minibatch.tensors, minibatch.n_obs, fitted, minibatch.n)
-    leaves, elbo = list(fitted.values()), module.default_elbo()
+    leaves = list(fitted.values())
+    elbo: Any = module.default_elbo()
     optimizer = torch.optim.Adam(leaves, lr=_LEARNING_RATE)
     means = [torch.zeros_like(leaf) for leaf in leaves]
     n_averaged = max(1, round(_AVERAGED * n_steps))

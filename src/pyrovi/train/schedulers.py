@@ -1,7 +1,7 @@
 """Learning-rate schedulers, stepped by the training plan itself.
 
-Lightning steps schedulers that watch a metric after the checkpoint of the epoch is written, and none
-in manual optimisation; a plan that steps its own resumes exactly, and both plans do it alike.
+Lightning steps schedulers that watch a metric after the checkpoint of the epoch is written, and
+none in manual optimisation; a plan that steps its own resumes exactly, and both plans do it alike.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Schedule:
     scheduler
         The scheduler.
     interval
-        ``"epoch"``, or ``"step"``: after every step of the optimiser. Schedulers that watch a metric
-        always step by epoch.
+        ``"epoch"``, or ``"step"``: after every step of the optimiser. Schedulers that watch a
+        metric always step by epoch.
     monitor
         Metric for ``ReduceLROnPlateau``.
     """

@@ -135,6 +135,7 @@ class Trainer(pl.Trainer):
     def fast_forward(self, epochs: int, steps: int) -> None:
         """Count epochs and steps of earlier calls, as if this trainer had made them."""
         loop = self.fit_loop
+        tracker: Any
         for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
             tracker.ready = tracker.started = tracker.processed = tracker.completed = epochs
         batches = loop.epoch_loop

@@ -1,0 +1,228 @@
+"""The commands: train, query, info; and how they fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import pyrovi as pv
+from pyrovi.errors import SaveLoadError
+
+
+def test_training_uses_its_options(run, data_file, model_dir, tmp_path) -> None:
+    adata = anndata.read_h5ad(data_file)
+    pv.settings.seed = 5
+    pv.model.SCVI.setup_anndata(adata, layer="counts", batch_key="batch")
+    same = pv.model.SCVI(adata, n_latent=3, n_hidden=8, gene_likelihood="nb")
+    same.train(2, accelerator="cpu", enable_progress_bar=False)
+    loaded = pv.load(model_dir, adata)
+    expected = same.get_latent_representation()
+    np.testing.assert_array_equal(loaded.get_latent_representation(), expected)
+    assert sorted(p.name for p in model_dir.parent.iterdir()) == ["model"]
+
+
+@pytest.mark.slow
+def test_half_of_the_cells_from_another_process(data_file, model_dir, tmp_path) -> None:
+    adata = anndata.read_h5ad(data_file)
+    expected = pv.load(model_dir, adata).get_latent_representation()
+    half = np.sort(np.random.default_rng(1).permutation(adata.n_obs)[: adata.n_obs // 2])
+    adata[half].write_h5ad(tmp_path / "half.h5ad")
+    (tmp_path / "names.txt").write_text("\n".join(adata.obs_names[half]))
+    (tmp_path / "rows.txt").write_text("\n".join(map(str, half)))
+    pieces = [
+        [tmp_path / "half.h5ad"],
+        [data_file, "--obs-names", tmp_path / "names.txt"],
+        [data_file, "--indices", tmp_path / "rows.txt"],
+    ]
+    for number, words in enumerate(pieces):
+        out = tmp_path / f"{number}.npy"
+        command = [sys.executable, "-m", "pyrovi.cli", "query", model_dir, *words, "--latent", out]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        np.testing.assert_allclose(np.load(out), expected[half], rtol=0, atol=1e-6)
+
+
+def test_query_writes_labelled_tables(run, data_file, model_dir, tmp_path) -> None:
+    adata = anndata.read_h5ad(data_file)
+    model = pv.load(model_dir, adata)
+    done = run(
+        "query", model_dir, data_file, "--latent", tmp_path / "z.csv",
+        "--normalized-expression", tmp_path / "rho.h5ad",
+        "--site", f"mu={tmp_path / 'mu.csv'}", "--num-samples", 7, "--seed", 3, "--elbo",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    latent = pd.read_csv(tmp_path / "z.csv", index_col=0)
+    np.testing.assert_allclose(latent, model.get_latent_representation(), rtol=1e-5)
+    rho = anndata.read_h5ad(tmp_path / "rho.h5ad")
+    expected = model.sample_posterior("rho", num_samples=7, reduce="mean", seed=3)["rho"]
+    np.testing.assert_allclose(rho.X, expected, rtol=1e-5)
+    mu = pd.read_csv(tmp_path / "mu.csv", index_col=0)
+    for table in (latent.index, rho.obs_names, mu.index):
+        assert list(table) == list(adata.obs_names)
+    assert list(rho.var_names) == list(mu.columns) == list(adata.var_names)
+    assert f"ELBO {model.get_elbo(num_samples=7, seed=3):.4f} nats" in done.output
+
+
+def test_statistic_is_that_of_the_draws(run, data_file, model_dir, tmp_path) -> None:
+    out = tmp_path / "mu.npy"
+    words = ["--site", f"mu={out}", "--statistic", "q10", "--num-samples", 9]
+    assert run("query", model_dir, data_file, *words).exit_code == 0
+    model = pv.load(model_dir, anndata.read_h5ad(data_file))
+    expected = model.sample_posterior("mu", num_samples=9, reduce="q10")["mu"]
+    np.testing.assert_allclose(np.load(out), expected, rtol=1e-6)
+
+
+def test_info_shows_what_the_model_is(run, model_dir) -> None:
+    done = run("info", model_dir)
+    assert done.exit_code == 0, done.output
+    for text in ("SCVI", "n_latent", "batch_key", "n_vars", "epochs", "torch", "rho", "observed"):
+        assert text in done.output
+    description = json.loads((model_dir / "model.json").read_text())
+    last = description["history"]["elbo_validation"]["1"]
+    assert f"{-last:.2f}" in done.output
+
+
+def test_a_class_of_ones_own(run, data_file, tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_factors.py").write_text(
+        "import pyro.distributions as dist\n"
+        "from pyrovi.model import SCVI\n"
+        "class MyFactors(SCVI):\n"
+        "    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["--model", "my_factors:MyFactors", "--max-epochs", 1, "--accelerator", "cpu"]
+    done = run("train", data_file, *words, "-a", "n_hidden=4", "--out", "model")
+    assert done.exit_code == 0, done.output
+    done = run("info", "model", "--import", "my_factors")
+    assert "MyFactors" in done.output
+    assert "rho" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.h5ad"], "There is no file 'nowhere.h5ad'"),
+        (["{data}", "--model", "SCVII"], "There is no model class 'SCVII'. pyrovi has: SCVI"),
+        (["{data}", "--batch-key", "donor"], "donor"),
+        (["{data}", "--layer", "raw"], "raw"),
+        (["{data}", "-a", "n_hidden"], "name=value, e.g. n_layers=2; got 'n_hidden'"),
+        (["{data}", "-a", "dispersion=cell"], "dispersion must be one of"),
+        (["{text}"], "cannot be read as .h5ad data"),
+    ],
+)
+def test_errors_of_training_leave_nothing(
+    run, data_file, tmp_path, monkeypatch, words, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.h5ad"
+    text.write_text("no data")
+    words = [word.format(data=data_file, text=text) for word in words]
+    done = run("train", *words, "--out", "model", "--max-epochs", 1)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+    assert [p.name for p in tmp_path.iterdir()] == ["text.h5ad"]
+
+
+def test_an_existing_folder_is_refused_before_training(run, data_file, model_dir) -> None:
+    before = (model_dir / "model.json").read_bytes()
+    start = time.perf_counter()
+    done = run("train", data_file, "--out", model_dir, "--max-epochs", 10_000)
+    assert done.exit_code == 2
+    assert "exists" in done.output
+    assert time.perf_counter() - start < 20
+    assert (model_dir / "model.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Nothing was asked for"),
+        (["--latent", "z.txt"], "unknown suffix; tables are .csv, .npy, .h5ad"),
+        (["--latent", "no/z.csv"], "There is no folder 'no'"),
+        (["--site", "nu=nu.csv"], "SCVI has no site 'nu'; its sites are: z,"),
+        (["--site", "mu"], "--site takes SITE=FILE"),
+        (["--elbo", "--obs-names", "{names}"], "1 of the 2 names in"),
+        (["--elbo", "--indices", "{rows}"], "Entry 2 of"),
+        (["--elbo", "--indices", "{rows}", "--obs-names", "{names}"], "not both"),
+    ],
+)
+def test_errors_of_queries_leave_nothing(
+    run, data_file, model_dir, tmp_path, monkeypatch, words, message
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (tmp_path / "names").write_text("cell_1\nnobody\n")
+    (tmp_path / "rows").write_text("0\n60\n")
+    words = [word.format(names=tmp_path / "names", rows=tmp_path / "rows") for word in words]
+    done = run("query", model_dir, data_file, *words)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert not list(folder.iterdir())
+
+
+def test_debug_shows_the_error_itself(run, tmp_path) -> None:
+    done = run("--debug", "info", tmp_path)
+    assert isinstance(done.exception, SaveLoadError)
+    done = run("info", tmp_path)
+    assert done.exit_code == 2
+    assert "SaveLoadError: " in done.output
+    assert "is not a saved model" in done.output
+
+
+@pytest.mark.parametrize("command", ["train", "query", "info", "demo"])
+def test_help_teaches_by_example(run, command) -> None:
+    done = run(command, "--help")
+    assert done.exit_code == 0
+    assert f"$ pyrovi {command}" in done.output
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from pyrovi.cli import app\n"
+        "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0\n"
+        "print(sorted({'torch', 'pyro', 'anndata', 'numpy', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_demo_on_given_data(run, data_file, tmp_path) -> None:
+    done = run(
+        "demo", "--data", data_file, "--labels-key", "labels", "--layer", "counts",
+        "--out", tmp_path / "out", "--max-epochs", 1, "--num-draws", 3,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for text in ("held out", "knn_accuracy", "in 90% interval", "report.html"):
+        assert text in done.output
+    assert Path(tmp_path / "out" / "report.html").is_file()
+
+
+def test_version(run) -> None:
+    assert run("--version").output.strip() == f"pyrovi {pv.__version__}"
+
+
+def test_warnings_are_shown_once_without_code(run, data_file, tmp_path) -> None:
+    adata = anndata.read_h5ad(data_file)
+    adata.X[:, 3] = 0
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    done = run(
+        "train", tmp_path / "cells.h5ad", "--max-epochs", 1, "-a", "n_hidden=4",
+        "--accelerator", "cpu", "--out", tmp_path / "model",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert done.output.count("Warning: ") == 1
+    assert "'gene_3'" in done.output
+    assert "warn_" not in done.output
