@@ -44,6 +44,8 @@ class FactorModule(PyroBaseModule):
 
 
 class FactorModel(BaseModelClass):
+    """Poisson factor analysis of counts."""
+
     @classmethod
     def setup_anndata(cls, adata, layer=None):
         fields = [LayerField("X", layer), TotalField("library", layer)]

@@ -13,7 +13,7 @@ class PyroviError(Exception):
 
 
 class DataError(PyroviError, ValueError):
-    """The data are not what a field or model can work with (counts, shapes, names, missing values)."""
+    """The data are not what a field or model can work with (counts, shapes, names, ...)."""
 
 
 class RegistryError(PyroviError, ValueError):

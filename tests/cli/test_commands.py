@@ -216,6 +216,7 @@ def test_version(run) -> None:
 
 def test_warnings_are_shown_once_without_code(run, data_file, tmp_path) -> None:
     adata = anndata.read_h5ad(data_file)
+    adata.X[:, 0] += 1  # so that no cell is empty
     adata.X[:, 3] = 0
     adata.write_h5ad(tmp_path / "cells.h5ad")
     done = run(
@@ -226,3 +227,17 @@ def test_warnings_are_shown_once_without_code(run, data_file, tmp_path) -> None:
     assert done.output.count("Warning: ") == 1
     assert "'gene_3'" in done.output
     assert "warn_" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("threads", "size", "expected"), [(None, 100, 1), (None, 10**9, 2), (3, 100, 3)]
+)
+def test_small_data_take_one_thread(monkeypatch, threads, size, expected) -> None:
+    import torch
+
+    from pyrovi.cli.demo import _set_threads
+
+    used = [2]
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    _set_threads(threads, size)
+    assert used[-1] == expected

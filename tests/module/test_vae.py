@@ -192,6 +192,16 @@ def test_a_batch_of_one_cell_in_both_modes() -> None:
         assert np.isfinite(elbo.loss(module.run_model, module.run_guide, minibatch(1)))
 
 
+@pytest.mark.parametrize("options", OPTIONS[:7], ids=str)
+def test_double_precision(options: dict[str, Any]) -> None:
+    module = vae(PLAIN, **options).double()
+    given = {k: v for k, v in minibatch().tensors.items() if k not in PLAIN}
+    full = Minibatch(given | {"X": given["X"].double()}, torch.arange(N), N)
+    trace = poutine.trace(module.run_model).get_trace(full)
+    assert trace.nodes["X"]["fn"].mean.dtype == torch.float64
+    assert trace.log_prob_sum().dtype == torch.float64
+
+
 def test_options_that_do_not_exist() -> None:
     with pytest.raises(ModelError, match=r"gene_likelihood must be one of 'zinb', 'nb'.*'gamma'"):
         VAE(G, gene_likelihood="gamma")  # type: ignore[arg-type]

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+SMALL = 5_000_000
+"""Number of entries of the data up to which one thread is about as fast as several."""
+
 
 def demo(
     data: Annotated[
@@ -26,6 +29,10 @@ def demo(
         int, typer.Option(min=2, help="Replicated data sets of the predictive checks.")
     ] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of torch (default: 1 for small data, else all cores)."),
+    ] = None,
 ) -> None:
     """Fit SCVI to real cells, check the fit, and write a report.
 
@@ -54,6 +61,7 @@ def demo(
         labels_key = labels_key or LABELS_KEY
     else:
         adata, source = read_data(data), data.name
+    _set_threads(threads, adata.n_obs * adata.n_vars)
     result = run_demo(
         adata,
         out,
@@ -66,6 +74,14 @@ def demo(
         say=lambda step: console.print(f"[cyan]·[/cyan] {step}", highlight=False),
     )
     _tell(console, result)
+
+
+def _set_threads(threads: int | None, size: int) -> None:
+    """Use few threads for small data: where cores are shared, more of them wait for each other."""
+    import torch
+
+    if threads is not None or size <= SMALL:
+        torch.set_num_threads(threads or 1)
 
 
 def _tell(console: Any, result: Any) -> None:

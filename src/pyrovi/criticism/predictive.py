@@ -199,7 +199,7 @@ def _dataset(
 
     arrays = {name: value.numpy() for name, value in values.items()}
     last = {name: OBS_PLATE if name == "total" else variable for name in arrays}
-    labels = {last[name]: coords(last[name], array.shape[-1]) for name, array in arrays.items()}
+    labels = {last[name]: coords(last[name]) for name in arrays}
     return xr.Dataset(
         {name: ((*leading, last[name]), array) for name, array in arrays.items()},
         coords={

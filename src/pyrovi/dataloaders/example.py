@@ -13,8 +13,8 @@ from pyrovi.dataloaders.minibatch import Minibatch
 def example_minibatches(registry: Mapping[str, Any], n_obs: int) -> Callable[[int], Minibatch]:
     """Function that makes an example minibatch of a given number of observations.
 
-    Categorical tensors are 0 and all others 1: values that any likelihood of counts and any logarithm
-    of a size factor accepts.
+    Categorical tensors are 0 and all others 1: values that any likelihood of counts and any
+    logarithm of a size factor accepts.
 
     Parameters
     ----------

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrovi._settings import settings
+from pyrovi.dataloaders import AnnDataLoader
+from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
-from pyrovi.module.ledger import Role
+from pyrovi.module.ledger import Role, Site
+from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.arviz import to_container, with_chain
+from pyrovi.posterior.labels import label
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from pyrovi.model.base import BaseModelClass
+
+_COLUMNS = "_column"
 
 GROUPS = (
     "posterior",
@@ -67,8 +73,9 @@ def to_arviz(
 
     Notes
     -----
-    Draws from a fitted guide are independent, so their effective sample size is their number and the
-    Monte-Carlo error says nothing about the error of the approximation. R-hat needs several fits.
+    Draws from a fitted guide are independent, so their effective sample size is their number and
+    the Monte-Carlo error says nothing about the error of the approximation. R-hat needs several
+    fits.
     """
     if unknown := [group for group in groups if group not in GROUPS]:
         raise ModelError(
@@ -98,36 +105,29 @@ def to_arviz(
 
 def _registered(model: BaseModelClass, adata: Any, indices: Any, *, observed: bool) -> xr.Dataset:
     """Registered per-observation data: the observed fields, or all others (the covariates)."""
-    import xarray as xr
-
-    manager, positions, loader = model.loader(adata, indices)
+    manager = model.manager_of(adata)
+    positions = resolve_indices(indices, manager.n_obs)
     names = set(model.sites.names(Role.OBSERVED))
-    coords = model.coords(manager, positions)
-    keys = [
-        key
+    sites = {
+        key: model.sites[key] if observed else _covariate(key, entry["tensor"]["shape"])
         for key, entry in model.registry["field_registries"].items()
         if entry["tensor"] is not None
         and entry["tensor"]["axis"] == "obs"
         and (key in names) == observed
-    ]
-    columns: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    for minibatch in loader(settings.batch_size):
-        for key in keys:
+    }
+    columns: dict[str, list[np.ndarray]] = {key: [] for key in sites}
+    for minibatch in AnnDataLoader(manager, positions):
+        for key in sites:
             columns[key].append(minibatch[key].numpy())
-    variables: dict[str, Any] = {}
-    used: dict[str, Any] = {"obs": coords("obs", len(positions))}
-    for key in keys:
-        values = np.concatenate(columns[key])
-        if values.shape[1] == 1 and not observed:
-            variables[key] = (("obs",), values[:, 0])
-            continue
-        dim = "var" if key == "X" else key
-        labels = coords(dim, values.shape[1])
-        if labels is not None and len(labels) == values.shape[1]:
-            used[dim] = np.asarray(labels, dtype=object)
-        variables[key] = (("obs", dim if dim != key else f"{key}_dim_0"), values)
-    used["obs"] = np.asarray(used["obs"], dtype=object)
-    return xr.Dataset(variables, coords={k: v for k, v in used.items() if v is not None})
+    arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
+    named = model.coords(manager, positions)
+    return label(arrays, sites, lambda dim: named(dim.removesuffix(_COLUMNS)))
+
+
+def _covariate(key: str, shape: Sequence[int]) -> Site:
+    """A covariate as a site; a dimension of its columns cannot have its own name."""
+    columns = None if shape == [1] else f"{key}{_COLUMNS}"
+    return Site(key, Role.OBSERVED, (), (OBS_PLATE, *shape), (OBS_PLATE, columns), 0)
 
 
 def _attributes(model: BaseModelClass, seed: int | None) -> dict[str, Any]:

@@ -21,9 +21,9 @@ _NAME_ENTRIES = ("categorical_mapping", "column_names")
 def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.ndarray) -> Coords:
     """Coordinate values by dimension name.
 
-    ``"obs"`` is the observations' names, ``"var"`` the variables'. Any other dimension that is named
-    like a registry key takes that field's categories or column names; dimensions the data do not
-    know have none.
+    ``"obs"`` is the observations' names, ``"var"`` the variables'. Any other dimension that is
+    named like a registry key takes that field's categories or column names; dimensions the data do
+    not know have none.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.n
     """
     registered = model.registry["field_registries"]
 
-    def coords(dim: str, size: int) -> np.ndarray | None:
+    def coords(dim: str) -> np.ndarray | None:
         if dim == OBS_PLATE:
             return np.asarray(manager.obs_names[positions])
         if dim == "var":

@@ -267,6 +267,6 @@ def _check_size(sites: Mapping[str, Site], num_samples: int, n: int) -> None:
         if elements > MAX_ELEMENTS:
             raise ModelError(
                 f"{num_samples} draws of {name!r} for {n} observations are {elements:.2g} numbers "
-                f"({elements * 4 / 2**30:.0f} GiB). Ask for a summary (reduce='mean', 'sd', 'q05', or "
-                "a function), fewer draws, or fewer observations (indices=)."
+                f"({elements * 4 / 2**30:.0f} GiB). Ask for a summary (reduce='mean', 'sd', 'q05', "
+                "or a function), fewer draws, or fewer observations (indices=)."
             )

@@ -14,8 +14,8 @@ from pyrovi.module.ledger import Site
 if TYPE_CHECKING:
     import xarray as xr
 
-Coords = Callable[[str, int], "np.ndarray | None"]
-"""Coordinate values of a dimension of a given size; ``None`` if the data have no names for it."""
+Coords = Callable[[str], "np.ndarray | None"]
+"""Coordinate values of a dimension; ``None`` if the data have no names for it."""
 
 
 def label(
@@ -69,7 +69,7 @@ def label(
 
 
 def _labels(dim: str, size: int, given: Any, coords: Coords) -> np.ndarray:
-    labels = coords(dim, size) if given is None else np.asarray(given)
+    labels = coords(dim) if given is None else np.asarray(given)
     if labels is None:
         return np.arange(size)
     if len(labels) != size:
