@@ -122,6 +122,15 @@ def convergence(model: BaseModelClass) -> dict[str, Any]:
 def _fit_section(model: BaseModelClass, bounds: pd.DataFrame) -> Section:
     found = convergence(model)
     change = found["relative_change"]
+    generalisation = ""
+    if {"training", "held out"} <= set(bounds.index):
+        elbo = bounds["elbo"].to_dict()
+        difference = elbo["training"] - elbo["held out"]
+        where = "below" if difference >= 0 else "above"
+        generalisation = (
+            f" The bound of held-out observations lies {abs(difference):.1f} nats {where} that of "
+            "training observations."
+        )
     if change is None:
         verdict = f"Training took {found['epochs']} epoch(s), too few to judge convergence."
     elif found["converged"]:
@@ -145,7 +154,7 @@ def _fit_section(model: BaseModelClass, bounds: pd.DataFrame) -> Section:
                 "observations. importance: a tighter bound from importance sampling. gap: their "
                 "difference, what the guide loses at least.",
             ),
-            verdict,
+            verdict + generalisation,
             Image(
                 plot_elbo(model),
                 "Course of training. Left: the bound per observation; the first epochs lie below "

@@ -119,7 +119,9 @@ def plot_embedding(embedding: np.ndarray, groups: dict[str, pd.Series]) -> Figur
     matplotlib.figure.Figure
         One panel for each grouping, legends beside them.
     """
-    with figure(7.6 * len(groups), 5.2, columns=len(groups)) as (made, panels):
+    width, height = np.ptp(embedding, axis=0)
+    tall = float(np.clip(0.7 + 4.4 * height / max(width, 1e-9), 3.4, 6.5))
+    with figure(7.6 * len(groups), tall, columns=len(groups)) as (made, panels):
         for axes, (title, labels) in zip(panels, groups.items(), strict=True):
             _scatter(axes, embedding, pd.Categorical(labels))
             axes.set(title=title, xlabel="UMAP 1", ylabel="UMAP 2")
