@@ -93,7 +93,8 @@ def test_frames_become_arrays() -> None:
     frame = pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]})
     np.testing.assert_array_equal(containers.as_matrix(frame, "x"), [[1, 0.5], [2, 1.5]])
     values = np.ones((3, 2))
-    assert np.shares_memory(containers.as_matrix(pd.DataFrame(values), "x"), values)
+    frame = pd.DataFrame(values, copy=False)
+    assert np.shares_memory(containers.as_matrix(frame, "x"), values)
     nullable = pd.DataFrame({"a": pd.array([1, None], dtype="Int64")})
     np.testing.assert_array_equal(containers.as_matrix(nullable, "x"), [[1], [np.nan]])
 

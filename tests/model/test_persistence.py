@@ -698,4 +698,5 @@ def test_backed_data_can_be_saved_with(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         loaded.get_latent_representation(), model.get_latent_representation()
     )
+    assert Path(backed.filename) == tmp_path / "a.h5ad", "the user's data point to the saved copy"
     backed.file.close()

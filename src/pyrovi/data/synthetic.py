@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import anndata
@@ -149,13 +150,20 @@ def _as_mudata(
             var = _names(prefix, values.shape[1])
             parts[name] = anndata.AnnData(values, obs=pd.DataFrame(index=obs.index), var=var)
     mudata = require("mudata", "mudata")
-    with mudata.set_options(pull_on_update=False):  # the default to come; otherwise it warns
+    with no_pull_on_update(mudata):
         mdata = mudata.MuData(parts)
     for column in obs:
         mdata.obs[column] = obs[column]
     if coordinates is not None:
         mdata.obsm["coordinates"] = coordinates
     return mdata
+
+
+def no_pull_on_update(mudata: Any) -> AbstractContextManager[Any]:
+    """Update MuData as mudata 0.4 always does; 0.3 does so on request, and warns without it."""
+    if not hasattr(mudata, "set_options"):
+        return nullcontext()
+    return mudata.set_options(pull_on_update=False)
 
 
 def _categories(prefix: str, codes: NDArray[np.int64]) -> Any:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import anndata
 from torch import Tensor
 
+from pyrovi._lazy import require
 from pyrovi.errors import SaveLoadError
 
 FORMAT = 1
@@ -122,8 +124,12 @@ def write_data(folder: Path, adata: Any) -> None:
     OSError
         If writing fails, however the library underneath calls it.
     """
+    # Functions, not methods: the method would bind data on disk to the new file.
     try:
-        adata.write(folder / DATA_FILES[hasattr(adata, "mod")])
+        if hasattr(adata, "mod"):
+            require("mudata", "mudata").write_h5mu(folder / DATA_FILES[True], adata)
+        else:
+            anndata.io.write_h5ad(folder / DATA_FILES[False], adata)
     except RuntimeError as error:  # HDF5 reports a full disk like this when it closes a file
         raise OSError(str(error)) from error
 

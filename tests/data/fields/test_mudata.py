@@ -12,6 +12,7 @@ import pytest
 
 from pyrovi._constants import UUID_KEY
 from pyrovi.data import AnnDataManager, AnnDataManagerValidationCheck, fields, synthetic_iid
+from pyrovi.data.synthetic import no_pull_on_update
 from pyrovi.errors import DataError, MissingKeyError, RegistryError, UnseenCategoryError
 
 # Subsets are small: that some genes and categories are rare in them is not the matter here.
@@ -29,7 +30,7 @@ PLAIN = [
 
 @pytest.fixture(autouse=True)
 def _coming_defaults() -> Iterator[None]:
-    with mudata.set_options(pull_on_update=False):
+    with no_pull_on_update(mudata):
         yield
 
 
