@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -100,7 +101,9 @@ def registered_manager(model_class: type[BaseModelClass], adata: AnyData) -> Ann
             f"`{name}.setup_anndata(adata, ...)` first."
         )
     manager = AnnDataManager(record.fields, record.setup)
-    manager.register_fields(adata, write_id=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the setup has said it already
+        manager.register_fields(adata, write_id=False)
     return manager
 
 
