@@ -122,7 +122,10 @@ class SiteLedger(Mapping[str, Site]):
 
 
 def _support_name(site: Site) -> str:
-    return "" if site.support is None else str(site.support).removesuffix("()")
+    support = site.support
+    while hasattr(support, "base_constraint"):  # of an event: the shape tells its dimensions
+        support = support.base_constraint
+    return "" if support is None else str(support).removesuffix("()")
 
 
 def build_ledger(
