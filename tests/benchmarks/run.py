@@ -148,9 +148,10 @@ def main() -> None:
         prepare(dataset, source, WORK, max(case.n_seeds for case in cases))
     comparisons = [compare(case, peer, arguments.resume) for case in cases]
     print("\n" + quality_table(comparisons))
-    if not arguments.quick:
-        PAGE.write_text(page(comparisons, machine(), describe(datasets)))
-        print(f"\nWrote {PAGE.relative_to(ROOT)}")
+    if arguments.quick:
+        return
+    PAGE.write_text(page(comparisons, machine(), describe(datasets)))
+    print(f"\nWrote {PAGE.relative_to(ROOT)}")
     if not all(c.passed for c in comparisons if c.judged):
         raise SystemExit("pyrovi is worse than scvi-tools by more than the margin.")
 

@@ -80,7 +80,9 @@ def test_explicit_zeros_are_zeros(name: str) -> None:
 @pytest.mark.parametrize("container", [np.asarray, np.asfortranarray, sparse.csr_array])
 def test_chunks_of_any_size(container: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "_CHUNK", chunk)
-    test_matrices_in_memory(container(DENSE))
+    matrix = container(DENSE)
+    test_matrices_in_memory(matrix)
+    np.testing.assert_array_equal(containers.row_sums(matrix), DENSE.sum(1))
 
 
 def test_row_sums_of_narrow_types_do_not_overflow() -> None:

@@ -199,10 +199,10 @@ def test_a_category_with_one_cell(dispersion: Any, use_observed_lib_size: bool) 
 
 
 def test_a_batch_of_one_cell() -> None:
-    """Minibatches of one cell, in training and in queries; the last of an epoch may be one."""
+    """Minibatches of one cell in queries; the last one of a training epoch may have one cell."""
     adata = make_data(batch_size=9)  # 18
     SCVI.setup_anndata(adata, **SETUP)
-    for batch_size in (1, 17):
+    for batch_size in (2, 17):
         model = SCVI(adata, n_hidden=4, n_latent=2)
         model.train(2, batch_size=batch_size, train_size=1.0, **QUICK)
         assert np.isfinite(model.history["elbo_train"].to_numpy()).all()
@@ -220,7 +220,8 @@ def test_one_cell_in_all() -> None:
     with pytest.warns(UserWarning, match="fewer than 3 rows"):
         SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, n_hidden=4)
-    model.train(1, train_size=1.0, **QUICK)
+    with pytest.raises(TrainingError, match="1 training observations"):
+        model.train(1, train_size=1.0, **QUICK)
     assert np.isfinite(model.get_latent_representation()).all()
 
 
@@ -288,3 +289,53 @@ def test_failed_training_loses_nothing(model: SCVI) -> None:
     assert same_state(state(model), parameters)
     assert {k: len(v) for k, v in model.history.items()} == history
     assert make_model(epochs=0).is_trained is False
+
+
+def test_counts_overwritten_after_the_setup() -> None:
+    adata = make_data()
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, n_hidden=4, n_latent=2)
+    adata.X = np.log1p(np.asarray(adata.X))
+    with pytest.raises(DataError, match="raw counts"):
+        model.train(max_epochs=1)
+    assert not model.is_trained
+
+
+def test_minibatches_of_one_cell() -> None:
+    adata = make_data()
+    SCVI.setup_anndata(adata)
+    with pytest.raises(TrainingError, match=r"batch_size=1.*at least 2"):
+        SCVI(adata, n_hidden=4, n_latent=2).train(max_epochs=1, batch_size=1)
+    without = SCVI(adata, n_hidden=4, n_latent=2, use_batch_norm="none")
+    without.train(max_epochs=1, batch_size=1)
+    assert without.is_trained
+
+
+def test_unknown_plan_arguments() -> None:
+    adata = make_data()
+    SCVI.setup_anndata(adata)
+    with pytest.raises(TrainingError, match=r"'optimizer'.*`optim`.*n_epochs_kl_warmup"):
+        SCVI(adata, n_hidden=4).train(max_epochs=1, plan_kwargs={"optimizer": "AdamW"})
+
+
+def test_normalised_values_need_the_normal_likelihood() -> None:
+    adata = make_data()
+    adata.X = np.log1p(np.asarray(adata.X))
+    SCVI.setup_anndata(adata, is_count_data=False)
+    with pytest.raises(ModelError, match=r"gene_likelihood='zinb' is for counts"):
+        SCVI(adata)
+    model = SCVI(adata, gene_likelihood="normal", n_hidden=4, n_latent=2)
+    model.train(max_epochs=2)
+    assert np.isfinite(model.history["elbo_train"].to_numpy()).all()
+    assert not model.module.log_variational
+
+
+def test_arguments_that_cannot_be_saved_are_told_before_training() -> None:
+    class Odd(SCVI):
+        def __init__(self, adata: Any, activation: Any = None) -> None:
+            super().__init__(adata, n_hidden=4, n_latent=2)
+
+    adata = make_data()
+    Odd.setup_anndata(adata)
+    with pytest.warns(UserWarning, match=r"Odd cannot be saved: argument 'activation'"):
+        Odd(adata, activation=object())

@@ -212,8 +212,8 @@ def test_guides_that_do_not_fit(kind: str, message: str) -> None:
 
 
 def test_guides_that_fit() -> None:
-    materialised(one_local, make_guide("plain"))
-    materialised(one_local, make_guide("auxiliary"))
+    for kind in ("plain", "auxiliary"):
+        assert materialised(one_local, make_guide(kind)).ledger["z"].role is Role.LOCAL
 
 
 def test_event_dims_of_guide_and_model_have_to_agree() -> None:

@@ -27,12 +27,19 @@ class CleanErrors(TyperGroup):
             with warnings.catch_warnings():  # puts showwarning back
                 warnings.showwarning = _warner()
                 return super().invoke(ctx)
-        except PyroviError as error:
-            if ctx.params.get("debug"):
+        except (PyroviError, TypeError, ValueError) as error:
+            # Of the built-in ones, those that the options of the command line can cause.
+            if ctx.params.get("debug") or not _is_about_input(error):
                 raise
             typer.secho(f"{type(error).__name__}: ", fg="red", bold=True, nl=False, err=True)
             typer.echo(str(error), err=True)
             raise typer.Exit(EXIT_CODE) from error
+
+
+def _is_about_input(error: Exception) -> bool:
+    """Whether an error tells of a wrong option: ours, or one of Lightning, torch or a signature."""
+    known = ("accelerator", "devices", "learning rate", "unexpected keyword argument")
+    return isinstance(error, PyroviError) or any(part in str(error).lower() for part in known)
 
 
 def _warner() -> Callable[..., None]:

@@ -29,6 +29,7 @@ def info(
 
     from pyrovi.cli.classes import import_module
     from pyrovi.errors import SaveLoadError
+    from pyrovi.model.files import read_tensors
     from pyrovi.model.persistence import load_any, read_description
 
     console = Console()
@@ -39,6 +40,7 @@ def info(
     console.print(f"[bold]{description['class']}[/bold] in {model}, {saved}", highlight=False)
     for title, rows in _facts(description).items():
         console.print(_table(title, rows))
+    read_tensors(model)  # a damaged model is an error, a class not imported is none
     try:
         loaded = load_any(model)
     except SaveLoadError as error:

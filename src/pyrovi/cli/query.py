@@ -42,7 +42,7 @@ def query(
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, help="Posterior draws of the statistics and the ELBO.")
-    ] = 100,
+    ] = 25,
     batch_size: Annotated[int, typer.Option(min=1, help="Cells per minibatch.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     import_: Annotated[

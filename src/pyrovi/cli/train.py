@@ -115,6 +115,7 @@ def train(
     from pyrovi._settings import settings
     from pyrovi.cli.classes import accepted, model_class, parse_arguments
     from pyrovi.cli.files import read_data
+    from pyrovi.dataloaders import distributed_rank_and_size
     from pyrovi.model.files import check_target
 
     settings.seed = seed
@@ -150,6 +151,8 @@ def train(
         devices=devices,
         **training,
     )
+    if distributed_rank_and_size()[0] > 0:  # every rank runs the command; one speaks and saves
+        return
     made.save(out, overwrite=overwrite, save_anndata=save_data)
     _tell_fit(console, made)
     console.print(f"Saved to [bold]{out}[/bold]", highlight=False)

@@ -119,6 +119,23 @@ def convergence(model: BaseModelClass) -> dict[str, Any]:
     return {"epochs": len(loss), "relative_change": change, "converged": abs(change) < _FLAT}
 
 
+def _held_out_verdict(model: BaseModelClass) -> str:
+    """What more epochs would bring, judged by the held-out observations."""
+    if "elbo_validation" not in model.history:
+        return "More epochs may change the fit; hold observations out to see whether they help."
+    loss = model.history["elbo_validation"].iloc[:, 0]
+    best, last = loss.min(), loss.iloc[-1]
+    fifth = max(1, len(loss) // 5)
+    recent, before = loss.iloc[-fifth:].mean(), loss.iloc[-2 * fifth : -fifth].mean()
+    if len(loss) >= 10 and (before - recent) > _FLAT * abs(recent):
+        return "That of held-out observations was improving too: more epochs may help."
+    return (
+        f"That of held-out observations was not: its best was {-best:.1f} in epoch "
+        f"{loss.idxmin()}, its last {-last:.1f}. More epochs would fit the training observations alone; "
+        "early_stopping=True keeps the best parameters."
+    )
+
+
 def _fit_section(model: BaseModelClass, bounds: pd.DataFrame) -> Section:
     found = convergence(model)
     change = found["relative_change"]
@@ -141,7 +158,7 @@ def _fit_section(model: BaseModelClass, bounds: pd.DataFrame) -> Section:
     else:
         verdict = (
             f"After {found['epochs']} epochs the training ELBO was still moving (relative change "
-            f"{change:.1e} over the last tenth of the epochs): more epochs may change the fit."
+            f"{change:.1e} over the last tenth of the epochs). " + _held_out_verdict(model)
         )
     return Section(
         "Fit",

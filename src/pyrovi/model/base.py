@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,12 +15,21 @@ import torch
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import AttrDict, check_registry, registry_summary_stats
 from pyrovi.dataloaders import AnnDataLoader
-from pyrovi.dataloaders.example import example_minibatches
+from pyrovi.dataloaders.example import example_minibatches, fixed_tensors
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.errors import ModelError, NotSetUpError
-from pyrovi.model import arviz_export, evidence, persistence, queries, training
+from pyrovi.errors import ModelError, NotSetUpError, SaveLoadError
+from pyrovi.model import (
+    arviz_export,
+    evidence,
+    persistence,
+    queries,
+    registry_access,
+    rows,
+    training,
+)
 from pyrovi.model.coords import model_coords
+from pyrovi.model.json_codec import encode
 from pyrovi.model.setup import AnyData, register, registered_manager, transferred_manager
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.ledger import SiteLedger
@@ -72,6 +82,7 @@ class BaseModelClass(ABC):
         bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
         bound.apply_defaults()
         self._init_arguments = _init_arguments(bound)
+        _warn_if_not_savable(cls, self._init_arguments)
         return self
 
     def __init__(self, adata: AnyData | Mapping[str, Any] | AnnDataManager) -> None:
@@ -92,6 +103,7 @@ class BaseModelClass(ABC):
             self._adata_manager = registered_manager(type(self), adata)
             self._registry = self._adata_manager.registry
         self._module: PyroBaseModule | None = None
+        self._row_names: pd.Index | None = None
         self._history: dict[str, dict[int, float]] = {}
         self._training: training.TrainingRecord | None = None
         self.is_trained = False
@@ -195,7 +207,12 @@ class BaseModelClass(ABC):
     def loader(
         self, adata: AnyData | None = None, indices: Any = None
     ) -> tuple[AnnDataManager, np.ndarray, Loader]:
-        """Manager, positions and loader of the observations of a query, in the order asked for."""
+        """Manager, positions and loader of the observations of a query, in the order asked for.
+
+        Per-observation parameters belong to names: observations whose ``obs_names`` the model
+        knows have the rows that were fitted to those, whichever object they come in. Rows of others
+        are fitted to them. Give other observations other names.
+        """
         manager = self.manager_of(adata)
         positions = resolve_indices(indices, manager.n_obs)
 
@@ -203,18 +220,16 @@ class BaseModelClass(ABC):
             batches = AnnDataLoader(
                 manager, positions, batch_size=batch_size, n_obs=self.n_obs_training
             )
-            if self._has_rows_of(manager):
+            if not self.module.row_parameters:
                 return batches
-            from pyrovi.train.rows import fitted_minibatches
+            row_of = rows.rows_of(self, manager)
+            if manager is self._adata_manager and rows.in_order(row_of, self.summary_stats.n_obs):
+                return batches
+            from pyrovi.train.rows import minibatches_with_rows
 
-            return fitted_minibatches(self.module, batches)
+            return minibatches_with_rows(self.module, batches, row_of)
 
         return manager, positions, make
-
-    def _has_rows_of(self, manager: AnnDataManager) -> bool:
-        """Whether per-observation parameters, if any, have rows of these observations."""
-        own = manager is self._adata_manager and manager.n_obs == self.summary_stats.n_obs
-        return own or not self.module.row_parameters
 
     @property
     def n_obs_training(self) -> int:
@@ -240,9 +255,12 @@ class BaseModelClass(ABC):
 
     @module.setter
     def module(self, module: PyroBaseModule) -> None:
-        module.materialise(example_minibatches(self._registry, self.summary_stats.n_obs))
+        manager = self._adata_manager
+        fixed = {} if manager is None else fixed_tensors(manager)
+        module.materialise(example_minibatches(self._registry, self.summary_stats.n_obs, fixed))
         module.eval()
         self._module = module
+        self._row_names = rows.names_of_rows(self)
 
     @property
     def sites(self) -> SiteLedger:
@@ -255,7 +273,9 @@ class BaseModelClass(ABC):
         return self.module.device
 
     def to_device(self, device: str | int | torch.device) -> None:
-        """Move the module."""
+        """Move the module; ``"auto"`` is the first GPU, or the CPU without one."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.module.to(torch.device(device))
 
     @property
@@ -274,6 +294,15 @@ class BaseModelClass(ABC):
 
     # ------------------------------------------------------------------ what a user does
 
+    data_registry = property(registry_access.data_registry)
+    get_from_registry = registry_access.get_from_registry
+    get_state_registry = registry_access.get_state_registry
+    get_anndata_manager = registry_access.get_anndata_manager
+    get_setup_arg = registry_access.get_setup_arg
+    get_var_names = registry_access.get_var_names
+    transfer_fields = registry_access.transfer_fields
+    load_registry = staticmethod(registry_access.load_registry)
+
     train = training.train
     sample_posterior = queries.sample_posterior
     posterior_predictive = queries.posterior_predictive
@@ -291,6 +320,15 @@ class BaseModelClass(ABC):
         trained = "trained" if self.is_trained else "not trained"
         sizes = ", ".join(f"{v} {k.removeprefix('n_')}" for k, v in self.summary_stats.items())
         return f"{type(self).__name__}({arguments})\n{trained}; {sizes}\n{self.sites!r}"
+
+
+def _warn_if_not_savable(cls: type[Any], arguments: Mapping[str, Any]) -> None:
+    """Say before the training, not after it, that an argument cannot be written to a file."""
+    for name, value in arguments.items():
+        try:
+            encode(value, f"argument {name!r}")
+        except SaveLoadError as error:
+            warnings.warn(f"This {cls.__name__} cannot be saved: {error}", stacklevel=3)
 
 
 def _init_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:

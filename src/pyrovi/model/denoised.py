@@ -38,6 +38,7 @@ def posterior_predictive_sample(
     gene_list: Sequence[str] | None = None,
     batch_size: int | None = None,
     *,
+    transform_batch: Any = None,
     seed: int | None = None,
 ) -> sparse.csr_matrix | np.ndarray:
     """Counts of each cell drawn from the posterior predictive distribution.
@@ -48,6 +49,8 @@ def posterior_predictive_sample(
         As in :meth:`get_normalized_expression`.
     n_samples
         Number of draws.
+    transform_batch
+        Batch to decode all cells in; ``None`` for their own.
 
     Returns
     -------
@@ -58,8 +61,11 @@ def posterior_predictive_sample(
     Raises
     ------
     ModelError
-        If the array would be too large.
+        If the array would be too large, or several batches are named.
     """
+    codes = batch_codes(model, transform_batch)
+    if len(codes) > 1:
+        raise ModelError("Counts are drawn in one batch: name a single one in transform_batch.")
     genes = gene_positions(model, gene_list)
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
@@ -72,6 +78,7 @@ def posterior_predictive_sample(
             read_sites(["X"], genes),
             manager,
             positions,
+            batches=codes,
             num_samples=n_samples,
             predictive=True,
             batch_size=batch_size,

@@ -45,6 +45,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         If the path exists without ``overwrite``, or is no folder with a saved model alone.
     """
     if not target.exists():
+        _check_writable(target)
         return
     if not overwrite:
         raise SaveLoadError(
@@ -57,6 +58,18 @@ def check_target(target: Path, overwrite: bool) -> None:
             f"{str(target)!r} holds more than a saved model ({found}); it is not overwritten. "
             "Choose another folder."
         )
+
+
+def _check_writable(target: Path) -> None:
+    """Try to make a folder where the target would be, so that nobody trains in vain."""
+    existing = next(folder for folder in target.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            return
+    except OSError as error:
+        raise SaveLoadError(
+            f"Cannot write to {str(existing)!r}: {error}. Choose another folder."
+        ) from error
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
@@ -114,6 +127,8 @@ def write_files(
         raise OSError(str(error)) from error
     with open(folder / JSON_FILE, "w", encoding="utf-8") as file:
         json.dump(description, file, indent=1, allow_nan=False)
+    # safetensors writes for the owner alone; both files get the permissions of any new file
+    (folder / TENSOR_FILE).chmod((folder / JSON_FILE).stat().st_mode)
 
 
 def write_data(folder: Path, adata: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from pyrovi.model.files import (
     write_folder,
 )
 from pyrovi.model.json_codec import decode, encode
+from pyrovi.model.rows import align_rows
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -85,7 +87,7 @@ def load(
     dir_path: str | Path,
     adata: Any = None,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> Model:
     """Load a model that :meth:`save` has written.
 
@@ -94,7 +96,9 @@ def load(
     dir_path
         The folder.
     adata
-        Data to go on with: the model's own, or others that match its registry. ``None`` takes the
+        Data to go on with: the model's own, or others that match its registry. Where the guide has
+        parameters of each observation, these are matched by ``obs_names``; a permutation of the
+        model's own data brings the parameters into its order. ``None`` takes the
         data saved with the model, if any; ``False`` takes none. Without data, queries need
         ``adata=``.
     device
@@ -115,7 +119,7 @@ def load(
     return _load(dir_path, adata, device, expected=cls)
 
 
-def load_any(dir_path: str | Path, adata: Any = None, *, device: str | torch.device = "cpu") -> Any:
+def load_any(dir_path: str | Path, adata: Any = None, *, device: str | torch.device = "auto") -> Any:
     """Load a saved model of any class: pyrovi's own, or one that has been imported.
 
     Parameters
@@ -153,6 +157,7 @@ def _describe(model: BaseModelClass) -> dict[str, Any]:
         if training is None
         else {"n_obs": training.n_obs, "epochs": training.epochs},
         "frozen": describe_freezing(model.module),
+        **({} if model._row_names is None else {"obs_names": list(model._row_names)}),
         "history": {
             metric: {str(epoch): encode(value, metric) for epoch, value in values.items()}
             for metric, values in model._history.items()
@@ -191,6 +196,7 @@ def _load(dir_path: str | Path, adata: Any, device: Any, expected: type[Any] | N
         from pyrovi.model.setup import transferred_manager
 
         model._adata_manager = transferred_manager(cls, adata, description["registry"])
+        align_rows(model)
     model.to_device(device)
     return model
 
@@ -267,6 +273,7 @@ def _restore(
         if name.startswith("module.")
     }
     try:
+        _take_precision(model.module, state)
         model.module.load_state_dict(state)
     except RuntimeError as error:
         raise SaveLoadError(
@@ -288,3 +295,28 @@ def _restore(
             model._training = TrainingRecord(n_obs=record["n_obs"], epochs=record["epochs"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _does_not_fit(type(model), folder, f"history or training: {error!r}.") from error
+    if model.module.row_parameters:
+        model._row_names = _row_names(model, description, folder)
+
+
+def _take_precision(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers the saved types; loading alone would convert the values."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if name in state and value.dtype != state[name].dtype:
+            value.data = value.data.to(state[name].dtype)
+
+
+def _row_names(
+    model: BaseModelClass, description: Mapping[str, Any], folder: Path
+) -> pd.Index:
+    names = description.get("obs_names")
+    n_obs = int(model.summary_stats.n_obs)
+    whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not whole or len(set(names)) != n_obs or len(names) != n_obs:
+        raise _does_not_fit(
+            type(model),
+            folder,
+            f"obs_names must be the {n_obs} different names of the observations that "
+            f"{model.module.row_parameters[0]!r} has rows of.",
+        )
+    return pd.Index(names)

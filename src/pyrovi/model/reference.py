@@ -74,7 +74,7 @@ def load_query_data(
     freeze_decoder_first_layer: bool = True,
     freeze_batchnorm_encoder: bool = True,
     freeze_batchnorm_decoder: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> Model:
     """Model of new data that goes on from a fitted reference.
 

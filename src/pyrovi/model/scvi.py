@@ -16,7 +16,7 @@ from pyrovi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from pyrovi.errors import DataError
+from pyrovi.errors import DataError, ModelError
 from pyrovi.model import (
     abundance,
     denoised,
@@ -74,6 +74,7 @@ class SCVI(BaseModelClass):
         **kwargs: Any,
     ) -> None:
         super().__init__(registry if adata is None else adata)
+        kwargs.setdefault("log_variational", self._has_counts(gene_likelihood))
         stats = self.summary_stats
         covariates = self.registry["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
         has_size_factor = self.has_field(REGISTRY_KEYS.SIZE_FACTOR_KEY)
@@ -110,6 +111,7 @@ class SCVI(BaseModelClass):
         size_factor_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
+        is_count_data: bool = True,
     ) -> None:
         """Declare which parts of an AnnData the model uses.
 
@@ -125,6 +127,9 @@ class SCVI(BaseModelClass):
             Column of ``obs`` with positive size factors, instead of the observed totals.
         categorical_covariate_keys, continuous_covariate_keys
             Columns of ``obs`` to correct for.
+        is_count_data
+            Whether the values are raw counts, and are checked to be. ``False`` is for normalised
+            values under ``gene_likelihood="normal"``; the encoder then sees them as they are.
 
         Raises
         ------
@@ -134,7 +139,7 @@ class SCVI(BaseModelClass):
         arguments = locals()
         _check_size_factor(adata, size_factor_key)
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
@@ -142,6 +147,18 @@ class SCVI(BaseModelClass):
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
         ]
         cls.register(adata, fields, arguments)
+
+    def _has_counts(self, gene_likelihood: str) -> bool:
+        """Whether the registered values are counts; others need a likelihood of their own."""
+        field = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]
+        if field["tensor"]["kind"] == "counts":
+            return True
+        if gene_likelihood != "normal":
+            raise ModelError(
+                f"gene_likelihood={gene_likelihood!r} is for counts, but the data were set up with "
+                "is_count_data=False. Set raw counts up, or use gene_likelihood='normal'."
+            )
+        return False
 
     def _library_moments(self, n_batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the log totals in each batch; given by the data at first use."""

@@ -12,6 +12,7 @@ import torch
 
 from pyrovi._settings import settings
 from pyrovi.errors import TrainingError
+from pyrovi.model.rows import check_rows
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -94,6 +95,7 @@ def train(
     from pyrovi.train.runner import TrainRunner, choose_plan
 
     manager = model.adata_manager
+    manager.validate()  # counts that were overwritten since the setup would train on nonsense
     if max_epochs is None:
         max_epochs = max_epochs_heuristic(manager.n_obs)
     size = settings.batch_size if batch_size == "default" else batch_size
@@ -110,6 +112,7 @@ def train(
         size,
         accelerator,
     )
+    _check_batches(model, data.n_train, size)
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
     runner = TrainRunner(
@@ -148,6 +151,19 @@ def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, floa
         model._history.setdefault(metric, {}).update(by_epoch)
 
 
+def _check_batches(model: BaseModelClass, n_train: int, batch_size: int | str | None) -> None:
+    """Refuse minibatches of one observation where batch norm would have nothing to normalise by."""
+    size = n_train if batch_size is None else min(n_train, int(batch_size))
+    normalised = any(isinstance(m, torch.nn.BatchNorm1d) for m in model.module.modules())
+    if size == 1 and normalised:
+        raise TrainingError(
+            f"Every minibatch would hold one observation (batch_size={batch_size}, {n_train} "
+            "training observations), whose mean and variance batch norm cannot use. Use batch_size "
+            "of at least 2 and more data, or a module without batch norm (SCVI: "
+            "use_batch_norm='none')."
+        )
+
+
 def _check_monitors(
     n_val: int,
     early_stopping: bool,
@@ -177,12 +193,7 @@ def _splitter(
     from pyrovi.dataloaders import DataSplitter, DeviceBackedDataSplitter
 
     manager = model.adata_manager
-    if model.module.row_parameters and manager.n_obs != model.summary_stats.n_obs:
-        raise TrainingError(
-            f"{', '.join(model.module.row_parameters)} have one row for each of the "
-            f"{model.summary_stats.n_obs} observations the model was made with; these data have "
-            f"{manager.n_obs}. Make a new model of these data, or query this one with adata=."
-        )
+    check_rows(model)
     if options.get("external_indexing") is not None:
         options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
     if batch_size is None:

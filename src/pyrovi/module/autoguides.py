@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from pyro.infer.autoguide import AutoCallable, AutoDelta, AutoGuide, AutoGuideList, AutoNormal
+import torch
+from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoContinuous,
+    AutoDelta,
+    AutoDiscreteParallel,
+    AutoGaussian,
+    AutoGuide,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoNormal,
+    AutoStructured,
+)
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
 
 from pyrovi.errors import ModelError
+from pyrovi.module.ledger import SiteLedger
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, obs_plate
 
 _ROWWISE = (AutoNormal, AutoDelta)
 """Guides that have one row of parameters per observation and pick those of the minibatch."""
+
+_UNUSABLE = {
+    AutoLaplaceApproximation: (
+        "what it trains is the point of highest density; the normal approximation around it is a "
+        "second guide, made by hand afterwards. Use AutoMultivariateNormal for a normal posterior "
+        "with correlations, or AutoDelta for a point estimate."
+    ),
+    GuideMessenger: (
+        "it runs the model inside the guide and makes its parameters while it runs, so they cannot "
+        "be known, saved and picked by observation. Use AutoNormal in the place of "
+        "AutoNormalMessenger, and AutoStructured or a guide written by hand in that of the others."
+    ),
+    AutoDiscreteParallel: (
+        "discrete sites need no guide. Mark them in the model with "
+        'infer={"enumerate": "parallel"}: they are summed out exactly. Hide them from an automatic '
+        "guide of the other sites: AutoNormal(poutine.block(model, hide=[...]))."
+    ),
+}
 
 
 def give_obs_plate(guide: Any) -> None:
@@ -30,27 +61,50 @@ def give_obs_plate(guide: Any) -> None:
         guide.create_plates = create_plates
 
 
-def refuse_blind(guide: Any) -> None:
-    """Refuse automatic guides whose parameters take the size of the first minibatch.
+def refuse_unusable(module: torch.nn.Module) -> None:
+    """Refuse guides of Pyro that do not work the way modules do.
 
     Parameters
     ----------
-    guide
-        A guide, automatic or not, that has run once.
+    module
+        A module with its guide, which need not have run.
 
     Raises
     ------
     ModelError
-        If such a guide, or a part of an ``AutoGuideList``, draws a local site.
+        If an abstract guide, a Laplace approximation, an effect-based (messenger) guide or a guide
+        of discrete sites is part of the module.
     """
-    for part in _parts(guide):
-        if part.prototype_trace is None:
+    for part in module.modules():
+        for kind, reason in _UNUSABLE.items():
+            if isinstance(part, kind):
+                raise ModelError(f"{type(part).__name__} cannot be used here: {reason}")
+        if type(part) in (AutoGuide, AutoContinuous):
+            raise ModelError(
+                f"{type(part).__name__} is an abstract class without a distribution of its own. "
+                "Use one of its subclasses, e.g. AutoNormal or AutoMultivariateNormal."
+            )
+
+
+def refuse_blind(module: torch.nn.Module) -> None:
+    """Refuse automatic guides whose parameters take the size of the first minibatch.
+
+    Parameters
+    ----------
+    module
+        A module whose guide, automatic or not, has run once.
+
+    Raises
+    ------
+    ModelError
+        If such a guide, or a part of an ``AutoGuideList`` or of a hand-written guide, draws a local
+        site.
+    """
+    for part in module.modules():
+        if not isinstance(part, AutoGuide) or isinstance(part, _ROWWISE):
             continue
-        blind = [
-            name
-            for name, node in part.prototype_trace.iter_stochastic_nodes()
-            if any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
-        ]
+        stacks = _plates_of_sites(part)
+        blind = [n for n, stack in stacks.items() if any(f.name == OBS_PLATE for f in stack)]
         if blind:
             raise ModelError(
                 f"{type(part).__name__} cannot be used for the local site(s) "
@@ -60,12 +114,50 @@ def refuse_blind(guide: Any) -> None:
             )
 
 
-def _parts(guide: Any) -> Iterator[AutoGuide]:
-    if isinstance(guide, AutoGuideList):
-        for part in guide:
-            yield from _parts(part)
-    elif isinstance(guide, AutoGuide) and not isinstance(guide, (*_ROWWISE, AutoCallable)):
-        yield guide
+def refuse_varying_supports(module: torch.nn.Module, ledger: SiteLedger) -> None:
+    """Refuse automatic guides of sites whose support depends on other sites.
+
+    An automatic guide maps real numbers into the support that a site had in the one run it was
+    made from, whatever the values of the sites that the support depends on.
+
+    Parameters
+    ----------
+    module
+        A module whose guide, automatic or not, has run once.
+    ledger
+        The ledger of its sites.
+
+    Raises
+    ------
+    ModelError
+        If such a site is drawn by an automatic guide.
+    """
+    for part in module.modules():
+        if not isinstance(part, AutoGuide):
+            continue
+        for name in _plates_of_sites(part):
+            if ledger[name].support_varies:
+                raise ModelError(
+                    f"The support of site {name!r} depends on other latent sites, and "
+                    f"{type(part).__name__} would keep the support of its first run. Draw a "
+                    "variable of fixed support and transform it: for `Uniform(0, 1 - a)`, "
+                    f'`u = pyro.sample("u", dist.Uniform(0, 1))` and `{name} = '
+                    f'pyro.deterministic("{name}", u * (1 - a))`. Or write the guide of the site '
+                    "by hand."
+                )
+
+
+def _plates_of_sites(part: AutoGuide) -> dict[str, Any]:
+    """Site -> plates it stands in, for the sites that a guide draws itself."""
+    if part.prototype_trace is None or isinstance(part, (AutoGuideList, AutoCallable)):
+        return {}
+    if isinstance(part, AutoStructured):  # empties the nodes of its prototype
+        return {name: site["cond_indep_stack"] for name, site in part._sorted_sites}
+    if isinstance(part, AutoGaussian):  # likewise, and it looks at observed sites too
+        sites = part._factors.items()
+        return {n: site["cond_indep_stack"] for n, site in sites if not site["is_observed"]}
+    nodes = part.prototype_trace.iter_stochastic_nodes()
+    return {name: node["cond_indep_stack"] for name, node in nodes}
 
 
 def adopt(module: PyroModule) -> None:

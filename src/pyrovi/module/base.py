@@ -21,10 +21,18 @@ from torch import Tensor
 from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
-from pyrovi.module.autoguides import adopt, give_obs_plate, refuse_blind
+from pyrovi.module.autoguides import (
+    adopt,
+    give_obs_plate,
+    refuse_blind,
+    refuse_unusable,
+    refuse_varying_supports,
+)
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
 from pyrovi.module.rows import RowMinibatch, rows_in_place
+from pyrovi.module.sites import PriorDraw, SameValues
+from pyrovi.module.tracing import on_made_up_observations, refuse_dependent_globals
 
 
 @contextmanager
@@ -154,6 +162,7 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
             the model, or if a site breaks the plate rules.
         """
         self._check_pair()
+        refuse_unusable(self)
         give_obs_plate(self.guide)
         small, large = example(2), example(3)
         self._names = {
@@ -166,19 +175,31 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
             for context in (torch.no_grad(), stream("materialise"), evaluation_mode(self)):
                 stack.enter_context(context)
             stack.enter_context(pyro.get_param_store().scope())  # whatever goes in is gone on exit
+            stack.enter_context(on_made_up_observations())
             stack.enter_context(read)
             guide = poutine.trace(self.run_guide).get_trace(small)
-            refuse_blind(self.guide)
+            refuse_blind(self)
             first = self._prototype(guide, small)
             larger_guide = poutine.trace(self.run_guide).get_trace(large)
-            second = self._prototype(larger_guide, large)
-        self._refuse_global_params(read.names)
-        self._ledger = build_ledger(first, second, self.site_dims)
+            with SameValues(first):  # what differs comes from the minibatch
+                second = self._prototype(larger_guide, large)
+            draws = self._prior_draws(first, small)
+        self._refuse_global_params(read.global_names)
+        self._ledger = build_ledger(first, second, self.site_dims, draws)
         check_guide(self._ledger, guide)
+        refuse_varying_supports(self, self._ledger)
         self._first_rows = self._find_rows(read.row_axes, small.n_obs)
+        with torch.no_grad(), stream("materialise"), evaluation_mode(self):
+            refuse_dependent_globals(self, small, large)
 
     def _prototype(self, guide: poutine.Trace, minibatch: Minibatch) -> poutine.Trace:
         return poutine.trace(poutine.replay(self.run_model, trace=guide)).get_trace(minibatch)
+
+    def _prior_draws(self, first: poutine.Trace, minibatch: Minibatch) -> list[poutine.Trace]:
+        """Two draws; with gradients, so that it shows which distributions are trained."""
+        # Unusual draws from a wide prior must not stop the construction.
+        with torch.enable_grad(), pyro.validation_enabled(False), PriorDraw(first):
+            return [poutine.trace(self.run_model).get_trace(minibatch) for _ in range(2)]
 
     def _check_pair(self) -> None:
         for which in ("model", "guide"):
@@ -248,27 +269,28 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
                     found[name] = (axis, first)
         return found
 
-    def _refuse_global_params(self, read: Sequence[str]) -> None:
-        own = {name.removesuffix("_unconstrained") for name, _ in self.named_parameters()}
-        if foreign := [name for name in read if name not in own]:
-            name = foreign[0]
+    def _refuse_global_params(self, names: Sequence[str]) -> None:
+        if names:
+            name = names[0]
             raise ModelError(
                 f"pyro.param({name!r}, ...) names a global parameter; every model of the process "
                 "would share it, and it would not be saved. Make it an attribute of the module: "
-                f"`self.{name.replace('.', '_')} = PyroParam(value, constraint)`."
+                f"`self.{name.replace('$$$', '.').replace('.', '_')} = PyroParam(value, constraint)`."
             )
 
 
 class _RecordParameters(Messenger):
-    """Note which parameters are read, and which of them by row inside the observation plate."""
+    """Note parameters of the global store, and those read by row inside the observation plate."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.global_names: list[str] = []
         self.row_axes: dict[str, int] = {}
 
     def _pyro_param(self, msg: Any) -> None:
-        self.names.append(msg["name"])
+        # Parameters of modules are announced by the same message, with a function of their own.
+        if getattr(msg["fn"], "__self__", None) is pyro.get_param_store():
+            self.global_names.append(msg["name"])
         event_dim = msg["kwargs"].get("event_dim")
         for frame in msg["cond_indep_stack"]:
             if event_dim is not None and frame.name == OBS_PLATE:

@@ -77,7 +77,7 @@ class Uncondition(Messenger):
     """
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not is_deterministic(msg) and not _is_factor(msg):
+        if msg["is_observed"] and not is_deterministic(msg) and not is_factor(msg):
             msg["is_observed"] = False
             msg["infer"] = {**(msg["infer"] or {}), "was_observed": True, "observed": msg["value"]}
             msg["value"] = None
@@ -88,7 +88,8 @@ class Uncondition(Messenger):
             msg["is_observed"] = True
 
 
-def _is_factor(msg: Any) -> bool:
+def is_factor(msg: Any) -> bool:
+    """Whether a site is a ``pyro.factor`` statement: a term of the density without a value."""
     fn = msg["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist

@@ -12,8 +12,9 @@ from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyrovi.errors import ModelError
-from pyrovi.module.handlers import is_deterministic, is_random
+from pyrovi.module.handlers import is_deterministic, is_factor, is_random
 from pyrovi.module.plates import OBS_PLATE
+from pyrovi.module.sites import check_outside_plate, support_varies
 
 
 class Role(StrEnum):
@@ -24,6 +25,8 @@ class Role(StrEnum):
     ENUMERATED = "enumerated"
     DETERMINISTIC = "deterministic"
     OBSERVED = "observed"
+    FACTOR = "factor"
+    """A ``pyro.factor`` term: it adds to the log density and has no value."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Site:
         Number of rightmost dimensions that make up one event.
     support
         Constraint of the distribution; ``None`` for deterministic sites.
+    support_varies
+        Whether the support depends on other latent sites or on parameters.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Site:
     dims: tuple[str | None, ...]
     event_dim: int
     support: Any = None
+    support_varies: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -129,12 +135,15 @@ def _support_name(site: Site) -> str:
 
 
 def build_ledger(
-    first: Trace, second: Trace, site_dims: Mapping[str, Sequence[str]] | None = None
+    first: Trace,
+    second: Trace,
+    site_dims: Mapping[str, Sequence[str]] | None = None,
+    draws: Sequence[Trace] = (),
 ) -> SiteLedger:
-    """Classify the sites of a model from two prototype traces.
+    """Classify the sites of a model from prototype traces.
 
-    The traces are of two minibatches of different size: the axis of a value whose length changes is
-    the axis of the observations. No naming convention or declaration is needed.
+    Two of the traces are of minibatches of different size: the axis of a value whose length changes
+    is the axis of the observations. No naming convention or declaration is needed.
 
     Parameters
     ----------
@@ -142,13 +151,16 @@ def build_ledger(
         Model traces of minibatches of different size.
     site_dims
         Site -> names of its rightmost dimensions that are not plates.
+    draws
+        Two more traces, of one minibatch, whose latent sites have different values: a support that
+        differs between them depends on other sites.
 
     Raises
     ------
     ModelError
-        If a sample site has one value per observation but does not stand in the observation plate
-        (its log density would not be scaled), if a plate other than the observation plate is
-        subsampled, or if ``site_dims`` does not fit.
+        If a site has one value per observation, or a log density that depends on how many there
+        are, but does not stand in the observation plate, if a plate other than the observation
+        plate is subsampled, or if ``site_dims`` does not fit.
     """
     site_dims = dict(site_dims or {})
     sites = []
@@ -159,14 +171,10 @@ def build_ledger(
         _refuse_foreign_subsampling(name, node)
         obs_axis = _changing_axis(name, node["value"], second.nodes[name]["value"])
         in_obs_plate = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
-        if obs_axis is not None and not in_obs_plate:
-            raise ModelError(
-                f"Site {name!r} has one value per observation of the minibatch (shape "
-                f"{tuple(node['value'].shape)}) but is not inside the observation plate, so its "
-                "log density would not be scaled to the full data. Put the statement inside "
-                "`with self.obs_plate():` (or pv.obs_plate())."
-            )
-        sites.append(_make_site(name, node, obs_axis, site_dims.pop(name, None)))
+        if not in_obs_plate:
+            check_outside_plate(name, node, second.nodes[name], obs_axis)
+        varies = support_varies([draw.nodes[name]["fn"] for draw in draws])
+        sites.append(_make_site(name, node, obs_axis, site_dims.pop(name, None), varies))
     if site_dims:
         known = ", ".join(site.name for site in sites)
         raise ModelError(
@@ -208,7 +216,9 @@ def _changing_axis(name: str, first: Any, second: Any) -> int | None:
     return changed[0] if changed else None
 
 
-def _make_site(name: str, node: Any, obs_axis: int | None, names: Sequence[str] | None) -> Site:
+def _make_site(
+    name: str, node: Any, obs_axis: int | None, names: Sequence[str] | None, varies: bool
+) -> Site:
     shape = tuple(node["value"].shape)
     frames = {frame.dim: frame for frame in node["cond_indep_stack"] if frame.dim is not None}
     if is_deterministic(node):
@@ -247,6 +257,7 @@ def _make_site(name: str, node: Any, obs_axis: int | None, names: Sequence[str] 
         dims=tuple(dims),
         event_dim=event_dim,
         support=None if is_deterministic(node) else getattr(node["fn"], "support", None),
+        support_varies=varies and not is_deterministic(node),
     )
 
 
@@ -273,6 +284,8 @@ def _deterministic_event_dim(
 def _role(node: Any, obs_axis: int | None) -> Role:
     if is_deterministic(node):
         return Role.DETERMINISTIC
+    if is_factor(node):
+        return Role.FACTOR
     if node["is_observed"]:
         return Role.OBSERVED
     if (node["infer"] or {}).get("enumerate"):

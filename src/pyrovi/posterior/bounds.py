@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -15,9 +15,11 @@ from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.posterior.density import (
     global_density,
+    global_nodes,
     local_nodes,
     log_density,
     observation_density,
+    own_scale,
     per_observation,
 )
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
@@ -26,23 +28,33 @@ from pyrovi.posterior.vectorise import Story
 
 
 def elbo_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
-    """Parts of the ELBO of each observation under one draw, each of shape ``(n,)``.
+    """Parts of the ELBO of each observation under one draw, of shape ``(n,)``, and what is shared.
 
     ``reconstruction`` is the log-likelihood; ``kl_local`` the KL of the local latents, in closed
-    form where there is one and estimated by the draw where not. Enumerated sites, and what depends
-    on them, are summed out within ``reconstruction``.
+    form if training takes it so (``TraceMeanField_ELBO``) and there is one, else estimated by the
+    draw. Enumerated sites, and what depends on them, are summed out within ``reconstruction``.
+    ``shared``, a scalar, is the log density of what is observed outside the observation plate.
+    Masks and the story's own scales weigh as they do in training; the plate's ``N / n`` does not.
     """
+    closed_form = takes_closed_forms(module)
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
         guide = guide_trace(module, minibatch, values)
         latents = latent_values(guide)
         if enumerates(module, latents):
-            table = DiscreteTable(module, minibatch, latents)
-            kl = observation_density(guide, minibatch) - table.density(observed=False)
-            return {"reconstruction": table.density(observed=True), "kl_local": kl}
+            table = DiscreteTable(module, minibatch, latents, scaled=True)
+            guided = _guide_density(guide, minibatch, scaled=True)
+            return {
+                "reconstruction": table.density(observed=True),
+                "kl_local": guided - table.density(observed=False),
+                "shared": global_density(table.trace, observed=True),
+            }
         model = model_trace(module, minibatch, latents)
-        reconstruction = observation_density(model, minibatch, observed=True)
-        return {"reconstruction": reconstruction, "kl_local": _kl_local(guide, model, minibatch)}
+        return {
+            "reconstruction": observation_density(model, minibatch, observed=True, scaled=True),
+            "kl_local": _kl_local(guide, model, minibatch, closed_form),
+            "shared": global_density(model, observed=True),
+        }
 
     return story
 
@@ -67,7 +79,7 @@ def importance_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
             model = model_trace(module, minibatch, latents)
             joint = observation_density(model, minibatch, observed=True)
             joint = joint + observation_density(model, minibatch)
-        return {"log_weight": joint - observation_density(guide, minibatch)}
+        return {"log_weight": joint - _guide_density(guide, minibatch, scaled=False)}
 
     return story
 
@@ -90,36 +102,67 @@ def likelihood_story(module: PyroBaseModule, minibatch: Minibatch, sites: Sequen
 
 
 def global_kl_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
-    """Estimate, by one draw, of the KL of the global latents (a scalar, not per observation).
+    """KL of the global latents (a scalar, not per observation): by one draw, or in closed form.
 
     The globals have to be drawn by the story itself: an automatic guide computes the density of a
     value from auxiliary sites, which a value given from outside would not fit.
     """
 
+    closed_form = takes_closed_forms(module)
+
     def story(_: dict[str, Tensor]) -> dict[str, Tensor]:
         guide = guide_trace(module, minibatch, {})
         model = model_trace(module, minibatch, latent_values(guide))
-        return {"kl_global": global_density(guide) - global_density(model)}
+        of_guide = global_density(guide) + global_density(guide, observed=True)
+        kl = of_guide - global_density(model)
+        if closed_form:
+            for name, p in global_nodes(model, observed=False):
+                q = guide.nodes.get(name)
+                exact = None if q is None else _closed_form(q, p, q["scale"])
+                if q is not None and exact is not None:
+                    drawn = log_density(q, q["scale"]).sum() - log_density(p, p["scale"]).sum()
+                    kl = kl - drawn + exact.sum()
+        return {"kl_global": kl}
 
     return story
 
 
-def _kl_local(guide: poutine.Trace, model: poutine.Trace, minibatch: Minibatch) -> Tensor:
-    pairs = [(guide.nodes.get(name), node) for name, node in local_nodes(model, observed=False)]
-    drawn = list(local_nodes(guide, observed=False))
-    if len(drawn) > len(pairs) or any(q is None for q, _ in pairs):  # auxiliary sites
-        return observation_density(guide, minibatch) - observation_density(model, minibatch)
-    total = torch.zeros(minibatch.n, device=minibatch.indices.device)
-    for q, p in pairs:
-        total = total + _kl(q, p, minibatch.n)
-    return total
+def takes_closed_forms(module: PyroBaseModule) -> bool:
+    """Whether training takes KL terms in closed form."""
+    return isinstance(module.default_elbo(), TraceMeanField_ELBO)
 
 
-def _kl(guide: Any, model: Any, n: int) -> Tensor:
+def _guide_density(guide: poutine.Trace, minibatch: Minibatch, *, scaled: bool) -> Tensor:
+    """Log density of the local draws of a guide, its ``pyro.factor`` terms included."""
+    latent = observation_density(guide, minibatch, scaled=scaled)
+    return latent + observation_density(guide, minibatch, observed=True, scaled=scaled)
+
+
+def _kl_local(
+    guide: poutine.Trace, model: poutine.Trace, minibatch: Minibatch, closed_form: bool
+) -> Tensor:
+    kl = _guide_density(guide, minibatch, scaled=True)
+    kl = kl - observation_density(model, minibatch, scaled=True)
+    if not closed_form:
+        return kl
+    n = minibatch.n
+    for name, p in local_nodes(model, observed=False):
+        q = guide.nodes.get(name)
+        if q is None:
+            continue
+        scale = own_scale(q, minibatch)
+        exact = _closed_form(q, p, scale)
+        if exact is not None:
+            drawn = per_observation(q, log_density(q, scale), n)
+            drawn = drawn - per_observation(p, log_density(p, own_scale(p, minibatch)), n)
+            kl = kl - drawn + per_observation(q, exact, n)
+    return kl
+
+
+def _closed_form(guide: Any, model: Any, scale: Any) -> Tensor | None:
+    """KL of a site as ``TraceMeanField_ELBO`` takes it: with the mask of the guide."""
     try:
         kl = kl_divergence(guide["fn"], model["fn"])
     except NotImplementedError:
-        return per_observation(guide, log_density(guide), n) - per_observation(
-            model, log_density(model), n
-        )
-    return per_observation(guide, scale_and_mask(kl, mask=guide["mask"]), n)
+        return None
+    return scale_and_mask(kl, scale, guide["mask"])

@@ -27,13 +27,20 @@ def local_nodes(trace: poutine.Trace, *, observed: bool) -> Iterator[tuple[str, 
             yield name, node
 
 
-def log_density(node: Any) -> Tensor:
-    """Log density of a site, of its batch shape: masked, but without any scale.
+def log_density(node: Any, scale: Any = 1.0) -> Tensor:
+    """Log density of a site, of its batch shape: masked, but without any scale by default.
 
     The scale of a plate (``N / n``) or of ``poutine.scale`` weights a term of the objective; it is
     no part of the density of an observation.
     """
-    return scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
+    return scale_and_mask(node["fn"].log_prob(node["value"]), scale, node["mask"])
+
+
+def own_scale(node: Any, minibatch: Minibatch) -> Any:
+    """Scale that the story gives a site (``poutine.scale``), without the plate's ``N / n``."""
+    if obs_dim(node) is None:
+        return node["scale"]
+    return node["scale"] * (minibatch.n / minibatch.n_obs)
 
 
 def per_observation(node: Any, values: Tensor, n: int, nesting: int | None = None) -> Tensor:
@@ -64,20 +71,30 @@ def per_observation(node: Any, values: Tensor, n: int, nesting: int | None = Non
 
 
 def observation_density(
-    trace: poutine.Trace, minibatch: Minibatch, *, observed: bool = False
+    trace: poutine.Trace, minibatch: Minibatch, *, observed: bool = False, scaled: bool = False
 ) -> Tensor:
-    """Sum of the log densities of the local (latent or observed) sites, shape ``(n,)``."""
+    """Sum of the log densities of the local (latent or observed) sites, shape ``(n,)``.
+
+    ``scaled`` weights each by the scale that the story gives it, as the objective does.
+    """
     total = torch.zeros(minibatch.n, device=minibatch.indices.device)
     for _, node in local_nodes(trace, observed=observed):
-        total = total + per_observation(node, log_density(node), minibatch.n)
+        scale = own_scale(node, minibatch) if scaled else 1.0
+        total = total + per_observation(node, log_density(node, scale), minibatch.n)
     return total
 
 
-def global_density(trace: poutine.Trace) -> Tensor:
-    """Sum of the log densities of the global latents, scaled as in the objective; a scalar."""
+def global_nodes(trace: poutine.Trace, *, observed: bool) -> Iterator[tuple[str, Any]]:
+    """Random sites outside the observation plate."""
+    for name, node in trace.nodes.items():
+        if is_random(node) and node["is_observed"] == observed and obs_dim(node) is None:
+            yield name, node
+
+
+def global_density(trace: poutine.Trace, *, observed: bool = False) -> Tensor:
+    """Sum of the log densities of sites outside the plate, scaled as in the objective; a scalar."""
     total = torch.zeros(())
-    for node in trace.nodes.values():
-        if is_random(node) and not node["is_observed"] and obs_dim(node) is None:
-            values = scale_and_mask(log_density(node), node["scale"])
-            total = total.to(values.device) + values.sum()
+    for _, node in global_nodes(trace, observed=observed):
+        values = log_density(node, node["scale"])
+        total = total.to(values.device) + values.sum()
     return total

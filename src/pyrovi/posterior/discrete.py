@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyrovi.dataloaders.minibatch import Minibatch
@@ -20,7 +21,13 @@ from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import Substitute
 from pyrovi.module.ledger import Role
 from pyrovi.module.plates import OBS_PLATE
-from pyrovi.posterior.density import local_nodes, log_density, obs_dim, per_observation
+from pyrovi.posterior.density import (
+    local_nodes,
+    log_density,
+    obs_dim,
+    own_scale,
+    per_observation,
+)
 
 
 class DiscreteTable:
@@ -34,6 +41,9 @@ class DiscreteTable:
         The observations.
     values
         Values of the latents that are not enumerated.
+    scaled
+        Weight the densities by the scales that the story gives them, as the objective does: the
+        sum over the enumerated sites by their common one.
 
     Raises
     ------
@@ -42,7 +52,12 @@ class DiscreteTable:
     """
 
     def __init__(
-        self, module: PyroBaseModule, minibatch: Minibatch, values: dict[str, Tensor]
+        self,
+        module: PyroBaseModule,
+        minibatch: Minibatch,
+        values: dict[str, Tensor],
+        *,
+        scaled: bool = False,
     ) -> None:
         self.n = minibatch.n
         self.nesting = module.ledger.max_plate_nesting
@@ -54,19 +69,23 @@ class DiscreteTable:
         if len(set(self.dims.values())) < len(names):
             raise ModelError(
                 "Enumerated sites under pyro.markov cannot be queried: sites along a chain need a "
-                "forward-backward pass."
+                "forward-backward pass. Name the other sites."
             )
         #: log densities that vary with an enumerated site, shape (*enumerated, n), and the others
         self.dependent: dict[str, Tensor] = {}
         self.independent: dict[str, Tensor] = {}
+        self._scale: Any = 1.0
         for observed in (False, True):
             for name, node in local_nodes(self.trace, observed=observed):
                 values_ = log_density(node)
+                scale = own_scale(node, minibatch) if scaled else 1.0
                 if values_.dim() > self.nesting:
                     terms = per_observation(node, values_, self.n, self.nesting)
                     self.dependent[name] = terms
+                    self._scale = scale
                 else:
-                    self.independent[name] = per_observation(node, values_, self.n)
+                    terms = per_observation(node, scale_and_mask(values_, scale), self.n)
+                    self.independent[name] = terms
 
     def joint(self, without: Collection[str] = ()) -> Tensor:
         """The table, of shape ``(*enumerated, n)``, without the terms of some sites."""
@@ -83,7 +102,8 @@ class DiscreteTable:
 
         What depends on an enumerated site is summed out with it, and counts as observed.
         """
-        total = self.marginal() if observed else torch.zeros_like(self.marginal())
+        marginal = self.marginal() * self._scale
+        total = marginal if observed else torch.zeros_like(marginal)
         for name, term in self.independent.items():
             if self.trace.nodes[name]["is_observed"] == observed:
                 total = total + term

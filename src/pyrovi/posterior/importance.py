@@ -61,7 +61,7 @@ def resampled_latents(
         weight = weight + observation_density(model, minibatch)
         return {**latents, _WEIGHT: weight - observation_density(guide, minibatch)}
 
-    proposals = map_draws(propose, {}, num_proposals)
+    proposals = map_draws(propose, {}, num_proposals, module=module)
     log_weight = proposals.pop(_WEIGHT)
     # adding Gumbel noise and taking the largest is a draw with these (unnormalised) probabilities
     uniform = torch.rand(log_weight.shape, dtype=log_weight.dtype, device=log_weight.device)

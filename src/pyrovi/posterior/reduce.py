@@ -31,7 +31,7 @@ class Reduction:
     Raises
     ------
     ModelError
-        If a statistic is unknown.
+        If a statistic is unknown, or there is none, or one draw is to have a standard deviation.
     """
 
     def __init__(self, spec: ReduceSpec) -> None:
@@ -41,6 +41,11 @@ class Reduction:
             self._names = [spec]
         elif spec is not None and not callable(spec):
             self._names = list(spec)
+            if not self._names:
+                raise ModelError(
+                    "reduce is an empty list: name a statistic ('mean', 'sd', 'median', 'q05'), or "
+                    "leave it out to get the draws."
+                )
         for name in self._names:
             _check(name)
 
@@ -76,6 +81,7 @@ class _Statistics:
         if name == "mean":
             return self.draws.mean(0).cpu().numpy()
         if name == "sd":
+            _check_sd(len(self.draws))
             return self.draws.std(0).cpu().numpy()
         if self._ordered is None:
             self._ordered = _sorted(self.draws)
@@ -91,6 +97,14 @@ def _sorted(draws: Tensor) -> Tensor:
     if draws.device.type == "cpu":
         return torch.from_numpy(np.sort(draws.detach().numpy(), axis=0))
     return draws.sort(0).values
+
+
+def _check_sd(num_draws: int) -> None:
+    if num_draws < 2:
+        raise ModelError(
+            "reduce='sd' needs at least 2 draws, got 1: one draw has no standard deviation. Raise "
+            "num_samples."
+        )
 
 
 def _probability(name: str) -> float:

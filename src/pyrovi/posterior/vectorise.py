@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovi.module.handlers import VmapSampling
+from pyrovi.posterior.side_effects import ForeignRandomness, ModuleState
 
 Story = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -23,7 +24,14 @@ class DrawMapper:
 
     One mapper serves all minibatches of a query, so a story that has to be looped over is found out
     once and not in every minibatch. The loop is the meaning of a story; vectorising only saves
-    time, so an error that lies in the story itself is always the loop's.
+    time, so an error that lies in the story itself is always the loop's. Stories that draw from
+    NumPy's or Python's global generators, or that store values on the module, are looped over too:
+    what they did under ``vmap`` is taken back.
+
+    Parameters
+    ----------
+    module
+        The module that the stories run, if any: its attributes are looked after.
 
     Attributes
     ----------
@@ -31,7 +39,8 @@ class DrawMapper:
         Whether to try; false from the first story on that ``vmap`` could not follow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module | None = None) -> None:
+        self.module = module
         self.vectorise = True
 
     @torch.no_grad()
@@ -44,7 +53,7 @@ class DrawMapper:
         ----------
         story
             Function from the values of one draw to named tensors. It may sample, from Pyro
-            distributions or with torch; NumPy's or Python's generators would repeat themselves.
+            distributions or with torch. A NumPy generator of its own would repeat itself.
         draws
             Name -> values, the draws along the first axis.
         num_draws
@@ -61,20 +70,30 @@ class DrawMapper:
         with pyro.validation_enabled(False):
             if num_draws > 1 and self.vectorise:
                 state = _random_state()
+                before, foreign = ModuleState(self.module), ForeignRandomness()
                 try:
-                    return _vectorised(story, draws, num_draws, chunk)
+                    results = _vectorised(story, draws, num_draws, chunk)
+                    if not foreign.advanced() and not before.has_wrappers():
+                        return results
                 except (RuntimeError, ValueError, NotImplementedError, TypeError):
-                    # What vmap raises has many types. The loop starts from the same random state.
-                    self.vectorise = False
-                    _set_random_state(state)
+                    pass  # what vmap raises has many types
+                # The loop starts from where this started.
+                self.vectorise = False
+                foreign.restore()
+                before.restore()
+                _set_random_state(state)
             return _looped(story, draws, num_draws)
 
 
 def map_draws(
-    story: Story, draws: Mapping[str, Tensor], num_draws: int, chunk: int | None = None
+    story: Story,
+    draws: Mapping[str, Tensor],
+    num_draws: int,
+    chunk: int | None = None,
+    module: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Evaluate a single story for every draw; see :class:`DrawMapper`."""
-    return DrawMapper()(story, draws, num_draws, chunk)
+    return DrawMapper(module)(story, draws, num_draws, chunk)
 
 
 def _vectorised(

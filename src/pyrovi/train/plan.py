@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pyro
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -155,7 +155,12 @@ class SVITrainingPlan(pl.LightningModule):
         elbo: Any = self._measure
         module = self.module
         with record_traces(elbo) as traces, annealed(weight):
-            loss = elbo.differentiable_loss(module.run_model, module.run_guide, minibatch)
+            if isinstance(elbo, TraceEnum_ELBO) and not torch.is_grad_enabled():
+                # whose differentiable loss refuses to be computed without gradients
+                value = elbo.loss(module.run_model, module.run_guide, minibatch)
+                loss = torch.as_tensor(value, device=module.device)
+            else:
+                loss = elbo.differentiable_loss(module.run_model, module.run_guide, minibatch)
         loss = loss / minibatch.n_obs
         return loss, self._parts(elbo, traces, minibatch, loss)
 

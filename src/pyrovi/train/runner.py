@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import signal
 import threading
@@ -25,6 +26,16 @@ from pyrovi.train.trainer import Trainer
 _MANUAL_OPTIONS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
 
+def _refuse_unknown(plan_kwargs: dict[str, Any]) -> None:
+    known = list(inspect.signature(SVITrainingPlan.__init__).parameters)[2:]
+    if unknown := [name for name in plan_kwargs if name not in known]:
+        hint = " (scvi-tools' `optimizer` is `optim` here)" if "optimizer" in unknown else ""
+        raise TrainingError(
+            f"plan_kwargs has {', '.join(map(repr, unknown))}, which the training plan does not "
+            f"know{hint}; it takes: {', '.join(known)}."
+        )
+
+
 def choose_plan(
     module: PyroBaseModule, plan_kwargs: dict[str, Any], trainer_kwargs: dict[str, Any]
 ) -> SVITrainingPlan:
@@ -32,6 +43,7 @@ def choose_plan(
 
     Clipping and accumulation move from the trainer to a manual plan, which does them itself.
     """
+    _refuse_unknown(plan_kwargs)
     elbo = plan_kwargs.get("loss_fn") or module.default_elbo()
     if has_differentiable_loss(elbo):
         return SVITrainingPlan(module, **plan_kwargs)

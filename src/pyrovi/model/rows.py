@@ -1,0 +1,94 @@
+"""Which observation each row of the per-observation parameters belongs to: it goes by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyrovi.data import AnnDataManager
+from pyrovi.errors import TrainingError
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+
+def names_of_rows(model: BaseModelClass) -> pd.Index | None:
+    """Names for the rows of a new model: those of its data; ``None`` without rows or data."""
+    if not model.module.row_parameters or model._adata_manager is None:
+        return None
+    return pd.Index(model._adata_manager.obs_names.astype(str))
+
+
+def rows_of(model: BaseModelClass, manager: AnnDataManager) -> np.ndarray:
+    """Row of each observation of some data in the tables of a model, by name.
+
+    Parameters
+    ----------
+    model
+        A model with per-observation parameters.
+    manager
+        Manager of the data.
+
+    Returns
+    -------
+    ndarray
+        Integers of shape ``(n_obs,)``; -1 for observations whose name the model does not know.
+    """
+    if model._row_names is None:
+        return np.full(manager.n_obs, -1)
+    return np.asarray(model._row_names.get_indexer(manager.obs_names.astype(str)))
+
+
+def in_order(rows: np.ndarray, n_rows: int) -> bool:
+    """Whether the observations are those of the tables, in the order of the rows."""
+    return len(rows) == n_rows and bool((rows == np.arange(n_rows)).all())
+
+
+def align_rows(model: BaseModelClass) -> None:
+    """Bring rows and index sets into the order of the model's data, if they are a permutation."""
+    manager = model._adata_manager
+    if manager is None or not model.module.row_parameters or model._row_names is None:
+        return
+    rows = rows_of(model, manager)
+    n_rows = len(model._row_names)
+    if len(rows) != n_rows or (rows < 0).any() or in_order(rows, n_rows):
+        return
+    tables = dict(model.module.named_parameters())
+    with torch.no_grad():
+        for name, axis in model.module.row_axes.items():
+            table = tables[name]
+            table.copy_(table.index_select(table.dim() + axis, torch.as_tensor(rows)))
+    position_of = np.argsort(rows)
+    for which in ("train_indices", "validation_indices", "test_indices"):
+        indices = getattr(model, which)
+        if indices is not None:
+            setattr(model, which, position_of[indices])
+    model._row_names = model._row_names[rows]
+
+
+def check_rows(model: BaseModelClass) -> None:
+    """Refuse to train the rows of some observations on others.
+
+    Raises
+    ------
+    TrainingError
+        If the model's data are not the observations that its rows belong to.
+    """
+    if not model.module.row_parameters:
+        return
+    manager = model.adata_manager
+    n_rows = int(model.summary_stats.n_obs)
+    rows = rows_of(model, manager)
+    if in_order(rows, n_rows):
+        return
+    raise TrainingError(
+        f"{', '.join(model.module.row_parameters)} have one row for each of the {n_rows} "
+        f"observations the model was made with; these data have {manager.n_obs}, of which "
+        f"{int((rows >= 0).sum())} are known by their obs_names"
+        + (" but are in another order" if len(rows) == n_rows and (rows >= 0).all() else "")
+        + ". Make a new model of these data, load this one with the data it was made with, or "
+        "query it with adata=."
+    )
