@@ -56,8 +56,12 @@ def train(
 ) -> None:
     """Fit the model by stochastic variational inference.
 
-    Calling it again goes on: from the parameters, epochs and (with the same ``plan_kwargs``) the
-    optimiser's state of the last call, with the KL warm-up behind it.
+    Calling it again goes on from the parameters and epochs of the last call. With the same
+    ``plan_kwargs`` it is the same run going on: with the optimiser's state, and the KL warm-up as
+    far as it has come. With others, the optimiser begins anew, and so does a KL warm-up if they ask
+    for one, counted from the first epoch of the call; else it is behind. Optimisers of
+    ``pyro.optim`` are the same if their classes and arguments are, functions if they are one
+    object.
 
     Parameters
     ----------
@@ -221,10 +225,12 @@ def _continuation(
     model: BaseModelClass, plan_arguments: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """State to go on from; the optimiser's only if it is configured as before."""
+    from pyrovi.train.optim import same_options
+
     last = model._training
     if last is None or last.epochs == 0:
         return None
-    if last.state is not None and last.plan_kwargs == plan_arguments:
+    if last.state is not None and same_options(last.plan_kwargs, plan_arguments):
         return last.state
     steps = 0 if last.state is None else last.state["steps"]
     return {"epochs": last.epochs, "steps": steps}

@@ -21,6 +21,8 @@ class KLWarmup:
         the length is 0, the weight is ``max_weight``.
     max_weight, min_weight
         Last and first weight.
+    first_epoch, first_step
+        Epochs and steps of earlier calls of ``train``, before which it does not begin.
 
     Raises
     ------
@@ -32,6 +34,8 @@ class KLWarmup:
     n_steps: int | None = None
     max_weight: float = 1.0
     min_weight: float = 0.0
+    first_epoch: int = 0
+    first_step: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_weight <= self.max_weight:
@@ -55,9 +59,9 @@ class KLWarmup:
     def weight(self, epoch: int, step: int) -> float:
         """Weight after so many epochs and optimiser steps."""
         if self.n_epochs:
-            done = epoch / self.n_epochs
+            done = (epoch - self.first_epoch) / self.n_epochs
         elif self.n_steps:
-            done = step / self.n_steps
+            done = (step - self.first_step) / self.n_steps
         else:
             done = 1.0
-        return self.min_weight + (self.max_weight - self.min_weight) * min(done, 1.0)
+        return self.min_weight + (self.max_weight - self.min_weight) * min(max(done, 0.0), 1.0)

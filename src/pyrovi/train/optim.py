@@ -166,3 +166,35 @@ def _options_of(arguments: Any, name: str) -> dict[str, Any]:
         return dict(arguments(name))
     module, _, parameter = name.partition(".")
     return dict(arguments(module if parameter else "", parameter or module))
+
+
+def same_options(one: Any, other: Any) -> bool:
+    """Whether options of a plan mean the same: Pyro's optimisers are read, the rest is compared.
+
+    Parameters
+    ----------
+    one, other
+        Mappings of options, or values of them. Two optimisers of Pyro (or schedulers) are the same
+        if their classes, constructors and arguments are, whatever their own state; callables are if
+        they are one object.
+    """
+    if isinstance(one, PyroOptim) and isinstance(other, PyroOptim):
+        return type(one) is type(other) and same_options(_specification(one), _specification(other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_options(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same_options, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and bool((one.cpu() == other.cpu()).all())
+    return one is other or bool(one == other)
+
+
+def _specification(spec: PyroOptim) -> dict[str, Any]:
+    found = {
+        "constructor": spec.pt_optim_constructor,
+        "arguments": spec.pt_optim_args,
+        "clipping": spec.pt_clip_args,
+    }
+    if isinstance(spec, PyroLRScheduler):
+        found |= {"scheduler": spec.pt_scheduler_constructor, "options": spec.kwargs}
+    return found

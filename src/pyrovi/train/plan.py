@@ -128,6 +128,7 @@ class SVITrainingPlan(pl.LightningModule):
         self.optimizer_plan: OptimizerPlan | None = None
         self.schedule: Schedule | None = None
         self.pending_state: Mapping[str, Any] | None = None
+        self._validated_epoch = -1
 
     def _measuring_elbo(self) -> ELBO:
         """The ELBO whose value metrics are taken of."""
@@ -260,6 +261,7 @@ class SVITrainingPlan(pl.LightningModule):
         means = self.means["validation"].compute()
         if not self.trainer.sanity_checking:
             self._record({f"{k}_validation": v for k, v in means.items()})
+            self._validated_epoch = self.current_epoch
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         self.history.record(self.current_epoch, metrics)
@@ -267,7 +269,9 @@ class SVITrainingPlan(pl.LightningModule):
 
     def _step_schedule(self, interval: Interval) -> None:
         if self.schedule is not None:
-            self.schedule.step(interval, self.trainer.callback_metrics)
+            self.schedule.step(
+                interval, self.trainer.callback_metrics, validated=self._validated_epoch == self.current_epoch
+            )
 
     # ------------------------------------------------------------------ optimisers and checkpoints
 

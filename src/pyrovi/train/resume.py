@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyrovi._rng import derive_seed
 from pyrovi.errors import TrainingError
 from pyrovi.train.checkpoint import KEY
-from pyrovi.train.kl import KLWarmup
 
 if TYPE_CHECKING:
     from pyrovi.train.plan import SVITrainingPlan
@@ -28,7 +28,12 @@ def training_state(plan: SVITrainingPlan) -> dict[str, Any]:
 
 def _schedules(plan: SVITrainingPlan) -> dict[str, Any]:
     return {
-        "warmup": [plan.warmup.n_epochs, plan.warmup.n_steps],
+        "warmup": [
+            plan.warmup.n_epochs,
+            plan.warmup.n_steps,
+            plan.warmup.first_epoch,
+            plan.warmup.first_step,
+        ],
         "schedule": None if plan.schedule is None else plan.schedule.state_dict(),
     }
 
@@ -36,13 +41,18 @@ def _schedules(plan: SVITrainingPlan) -> dict[str, Any]:
 def take_up(plan: SVITrainingPlan, trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Let a training begin where :func:`training_state` was taken.
 
-    Without an optimiser's state in it, the KL warm-up counts as done unless the plan asks for one.
+    Without an optimiser's state in it, the KL warm-up counts as done unless the plan asks for one,
+    which then begins with this training.
     """
     trainer.fast_forward(state["epochs"], state["steps"])
     if "optimizer" in state:
         plan.pending_state = state
     elif plan.warmup.is_open:
-        plan.warmup = _with_length(plan.warmup, 0, None)
+        plan.warmup = replace(plan.warmup, n_epochs=0)
+    else:
+        plan.warmup = replace(
+            plan.warmup, first_epoch=state["epochs"], first_step=state["steps"]
+        )
 
 
 def checkpoint_state(plan: SVITrainingPlan, checkpoint: dict[str, Any]) -> None:
@@ -117,7 +127,14 @@ def restore(plan: SVITrainingPlan, state: Mapping[str, Any]) -> None:
         If the state is of another optimiser or scheduler.
     """
     assert plan.optimizer_plan is not None
-    plan.warmup = _with_length(plan.warmup, *state["warmup"])
+    n_epochs, n_steps, first_epoch, first_step = state["warmup"]
+    plan.warmup = replace(
+        plan.warmup,
+        n_epochs=n_epochs,
+        n_steps=n_steps,
+        first_epoch=first_epoch,
+        first_step=first_step,
+    )
     if (state["schedule"] is None) != (plan.schedule is None):
         raise TrainingError(
             "The checkpoint was made with"
@@ -144,7 +161,3 @@ def _signature(plan: SVITrainingPlan) -> list[Any]:
     assert plan.optimizer_plan is not None
     optimizer = plan.optimizer_plan.optimizer
     return [type(optimizer).__name__, *(len(group["params"]) for group in optimizer.param_groups)]
-
-
-def _with_length(warmup: KLWarmup, n_epochs: int | None, n_steps: int | None) -> KLWarmup:
-    return KLWarmup(n_epochs, n_steps, warmup.max_weight, warmup.min_weight)

@@ -6,8 +6,8 @@ maximise the ELBO under the fitted global parameters, which are frozen meanwhile
 Adam moves a parameter by at most its step size per step, so how far a row can get is bounded by the
 steps. The fit therefore comes in two parts. In the search, rounds of steps are taken until no
 gradient points the same way throughout a round; where one does, the step size is tripled. Then the
-step sizes fall to 0 while iterates are averaged, repeated with larger steps where the gradient's
-mean is still far from 0 against its noise.
+step sizes fall to 0 while iterates are averaged, repeated with other step sizes where the
+gradient's mean is still far from 0 against its noise.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.rows import RowMinibatch
 
-N_STEPS = 400
+N_STEPS = 500
 """Optimiser steps of the second part, whose iterates are averaged."""
 
 MAX_ROUNDS = 40
 """Most rounds of the search."""
 
 _ROUND = 100
-_MAX_REPEATS = 6
 _LEARNING_RATE = 0.1
 _GROWTH = 3.0
-_AVERAGED = 1 / 2
+_REPEATS = (0.1, 3.0, 0.01, 10.0, 0.001)
+"""Factors of the step sizes, one after the other, for rows that the averages still leave drifting:
+posteriors may be much narrower or wider than a step."""
+
+_AVERAGED = 2 / 3
 """Last fraction of the steps whose iterates are averaged: it takes out the noise of the draws."""
 
 _DRIFT = 5.0
@@ -129,12 +132,15 @@ class _Fit:
             for rate, drift in zip(self.rates, drifts, strict=True):
                 smaller = (rate / _GROWTH).clamp(min=_LEARNING_RATE)
                 rate.copy_(torch.where(drift, rate * _GROWTH, smaller))
-        for _ in range(_MAX_REPEATS):
-            drifts = self.settle(N_STEPS)
+        drifts = self.settle(N_STEPS)
+        base = [rate.clone() for rate in self.rates]
+        for factor in _REPEATS:
             if not any(bool(drift.any()) for drift in drifts):
                 return 0
-            for rate, drift in zip(self.rates, drifts, strict=True):
-                rate.copy_(torch.where(drift, rate * _GROWTH, rate))
+            for rate, first, drift in zip(self.rates, base, drifts, strict=True):
+                # larger steps help what drifts; smaller ones help it by calming its neighbours
+                rate.copy_(torch.where(drift, first * factor, first * min(factor, 1.0)))
+            drifts = self.settle(N_STEPS)
         return self._observations(drifts)
 
     def settle(self, n_steps: int) -> list[Tensor]:

@@ -36,8 +36,18 @@ class Schedule:
         self.monitor = monitor
         self.interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else interval
 
-    def step(self, interval: Interval, metrics: Mapping[str, Any]) -> None:
+    def step(self, interval: Interval, metrics: Mapping[str, Any], *, validated: bool) -> None:
         """Step if it is time.
+
+        Parameters
+        ----------
+        interval
+            What has ended.
+        metrics
+            The latest metrics.
+        validated
+            Whether the epoch had a validation: without one, the metrics of the held-out
+            observations are old ones or not there yet.
 
         Raises
         ------
@@ -48,6 +58,8 @@ class Schedule:
             return
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
+            return
+        if self.monitor.endswith("_validation") and not validated:
             return
         if self.monitor not in metrics:
             raise missing_metric(self.monitor, metrics)
