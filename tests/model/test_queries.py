@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,15 @@ def test_load_without_data_then_query(model: SCVI, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"without data.*adata="):
         loaded.sample_posterior()
+
+
+def test_an_untrained_model_says_so() -> None:
+    adata = make_data()
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, n_hidden=4, n_latent=2)
+    for query in (model.get_latent_representation, model.get_elbo, model.posterior_predictive):
+        with pytest.warns(UserWarning, match=r"SCVI is not trained"):
+            query()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.sample_prior("z", num_samples=2)

@@ -104,6 +104,19 @@ def latent_outside(X: Tensor) -> None:
     pyro.sample("z", dist.Normal(torch.zeros(len(X)), 1.0).to_event(1))
 
 
+def deterministic_outside(X: Tensor) -> None:
+    pyro.deterministic("d", X[:, 0])
+
+
+def factor_outside(X: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.factor("likelihood", dist.Normal(mu, 1.0).log_prob(X).sum())
+
+
+def observed_outside(X: Tensor) -> None:
+    pyro.sample("total", dist.Poisson(4.0), obs=X.sum())
+
+
 def foreign_plate(X: Tensor) -> None:
     with pyro.plate("others", 100, subsample_size=5, dim=-1):
         pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -128,6 +141,9 @@ def global_param(X: Tensor) -> None:
     [
         (outside, "'X' has one value per observation .* not inside the observation plate"),
         (latent_outside, "'z' has one value per observation .* not inside the observation plate"),
+        (deterministic_outside, r"deterministic site 'd' .* other minibatches. Put the statement"),
+        (factor_outside, "log density of 'likelihood' depends on the observations .* inside"),
+        (observed_outside, "log density of 'total' depends on the observations .* inside"),
         (foreign_plate, r"'w' stands in the subsampled plate 'others' \(5 of 100\)"),
         (missing_event, "'Y' has more than one axis of the minibatch's size"),
         (squeezed, "'d' changes its number of dimensions"),
@@ -135,9 +151,26 @@ def global_param(X: Tensor) -> None:
     ],
 )
 def test_models_that_would_be_silently_wrong(model: Any, message: str) -> None:
+    guide = (lambda: pyro.sample("mu", dist.Normal(0.0, 1.0))) if model is factor_outside else None
     with pytest.raises(ModelError, match=message):
-        materialised(model)
+        materialised(model, guide)
     assert not list(pyro.get_param_store())
+
+
+def test_terms_of_global_sites_may_stand_outside_the_plate() -> None:
+    """Their densities differ between draws, but not with the number of observations."""
+
+    def model(X: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.factor("ridge", -mu.square())
+        pyro.sample("known", dist.Normal(mu, 1.0), obs=torch.tensor(0.5))
+        pyro.factor("scaled", 10 * dist.Normal(mu, 1.0).log_prob(X[:, 0]).mean())
+        with obs_plate():
+            pyro.sample("X", dist.Normal(mu, 1.0).expand([3]).to_event(1), obs=X)
+
+    ledger = materialised(model, lambda: pyro.sample("mu", dist.Normal(0.0, 1.0))).ledger
+    assert ledger.names(Role.FACTOR) == ["ridge", "scaled"]
+    assert ledger.names(Role.OBSERVED) == ["known", "X"]
 
 
 def test_a_global_parameter_beside_attributes_of_the_module() -> None:

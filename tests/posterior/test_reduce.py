@@ -67,3 +67,14 @@ def test_streamed_reductions_are_those_of_the_draws() -> None:
     for name, expected in EXPECTED.items():
         found = model.sample_posterior("z", num_samples=50, batch_size=4, reduce=name)["z"]
         np.testing.assert_allclose(found, expected(draws), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_reduce_to_and_one_draw_without_spread() -> None:
+    with pytest.raises(ModelError, match="empty list"):
+        Reduction([])
+    with pytest.raises(ModelError, match="at least 2 draws"):
+        Reduction("sd")(DRAWS[:1])
+    running = Reduction(["mean", "sd"]).running()
+    running.update(DRAWS[:1])
+    with pytest.raises(ModelError, match="at least 2 draws"):
+        running.result(DRAWS.dtype)

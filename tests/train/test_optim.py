@@ -7,7 +7,7 @@ from tests.train.toys import QUIET, Amortised, toy
 from torch import nn
 
 from pyrovi.errors import TrainingError
-from pyrovi.train.optim import build_optimizer
+from pyrovi.train.optim import build_optimizer, same_options
 
 DEFAULTS = {"lr": 0.1, "eps": 0.01, "weight_decay": 1e-6}
 
@@ -138,3 +138,28 @@ def test_clipped_adam_decays():
 def test_plateau_on_a_metric_that_is_not_logged():
     with pytest.raises(TrainingError, match="'nonsense' has not been logged"):
         rates(None, 2, reduce_lr_on_plateau=True, lr_scheduler_metric="nonsense")
+
+
+def test_options_are_compared_by_what_they_mean():
+    def per_parameter(name):
+        return {"lr": 0.1}
+
+    def decaying(gamma=0.5, lr=0.1):
+        inner = {"optimizer": torch.optim.Adam, "optim_args": {"lr": lr}}
+        return pyro.optim.ExponentialLR({**inner, "gamma": gamma})
+
+    def adam(lr=0.1, clip=None):
+        return pyro.optim.Adam({"lr": lr}, clip)
+
+    same = [adam, decaying, lambda: pyro.optim.Adam(per_parameter), lambda: torch.optim.SGD]
+    for make in same:
+        assert same_options({"optim": make(), "lr": 1.0}, {"optim": make(), "lr": 1.0})
+    different = [
+        adam(), adam(0.2), adam(clip={"clip_norm": 1.0}), pyro.optim.SGD({"lr": 0.1}),
+        pyro.optim.Adam(per_parameter), pyro.optim.Adam(lambda name: {"lr": 0.1}),
+        decaying(), decaying(0.6), decaying(lr=0.2), torch.optim.Adam, None,
+    ]  # fmt: skip
+    for i, one in enumerate(different):
+        for j, other in enumerate(different):
+            assert same_options({"optim": one}, {"optim": other}) == (i == j), (one, other)
+    assert not same_options({"lr": 1.0}, {})

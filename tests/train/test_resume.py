@@ -89,14 +89,50 @@ def test_stop_and_resume_equals_one_run(name, tmp_path):
     assert list(resumed.history["elbo_train"].index) == list(range(6))
 
 
-@pytest.mark.parametrize("name", ["adam", "plateau", "by step"])
+@pytest.mark.parametrize("name", PLANS)
 def test_two_calls_equal_one(name):
-    options = plan(name)
+    """Also if the optimiser is built anew for each call."""
     whole, twice = scvi(), scvi()
     whole.train(6, batch_size=20, plan_kwargs=plan(name), **QUIET)
-    twice.train(3, batch_size=20, plan_kwargs=options, **QUIET)
-    twice.train(3, batch_size=20, plan_kwargs=options, **QUIET)
+    twice.train(3, batch_size=20, plan_kwargs=plan(name), **QUIET)
+    twice.train(3, batch_size=20, plan_kwargs=plan(name), **QUIET)
     assert_same_training(whole, twice)
+
+
+def weights_of(model):
+    return model.history["kl_weight"]["kl_weight"].tolist()
+
+
+@pytest.mark.parametrize("of", ["epochs", "steps"])
+def test_warmup_asked_for_in_a_later_call_begins_with_it(of, tmp_path):
+    model = toy(Amortised)
+    size = {"batch_size": None, "train_size": 1.0}  # one step per epoch
+    model.train(20, **size, **QUIET)
+    model.save(tmp_path / "m")
+    loaded = Amortised.load(tmp_path / "m", model.adata)
+    for again in (model, loaded):
+        asked = {f"n_{of}_kl_warmup": 8}
+        for n in (6, 4, 1):  # the same run going on
+            again.train(n, plan_kwargs=asked, **size, **QUIET)
+        assert weights_of(again)[20:] == [min(i / 8, 1) for i in range(11)]
+        again.train(2, plan_kwargs={**asked, "min_kl_weight": 0.5}, **size, **QUIET)
+        assert weights_of(again)[31:] == [0.5, 0.5625]
+        again.train(1, lr=1e-4, **size, **QUIET)  # not asked for: it is behind
+        assert weights_of(again)[33:] == [1]
+
+
+def test_later_warmup_resumes_from_a_checkpoint(tmp_path):
+    whole, stopped = toy(Amortised), toy(Amortised)
+    for model, epochs in ((whole, 6), (stopped, 3)):
+        model.train(4, **QUIET)
+        model.train(
+            epochs, plan_kwargs=WARM, enable_checkpointing=True,
+            default_root_dir=str(tmp_path / str(epochs)), **QUIET,
+        )  # fmt: skip
+    resumed = toy(Amortised)
+    resumed.train(10, plan_kwargs=WARM, ckpt_path=tmp_path / "3" / "last.ckpt", **QUIET)
+    assert weights_of(resumed)[-6:] == weights_of(whole)[-6:] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert_same(parameters(whole), parameters(resumed))
 
 
 def test_two_calls_equal_one_with_queries_between():

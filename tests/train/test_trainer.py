@@ -56,6 +56,35 @@ def test_best_epoch_by_a_training_metric():
     assert_same(parameters(model), states[int(values.idxmax())])
 
 
+EVERY_OTHER = {"check_val_every_n_epoch": 2}
+
+
+def test_plateau_counts_epochs_with_a_validation_only():
+    """Validation gets worse in every check (epochs 1, 3, 5, ...): the third bad one reduces."""
+    model = toy(Mean, guide="delta")
+    plateau = {"reduce_lr_on_plateau": True, "lr_patience": 1, "lr_factor": 0.5, **SGD}
+    model.train(
+        11, plan_kwargs={**plateau, "lr": 0.01, "n_epochs_kl_warmup": 0}, **EVERY_OTHER,
+        **worse(model), **QUIET,
+    )  # fmt: skip
+    assert model.history["elbo_validation"].index.tolist() == [1, 3, 5, 7, 9]
+    rates = model.history["lr-SGD"]["lr-SGD"].tolist()
+    assert rates == pytest.approx([0.01] * 6 + [0.005] * 4 + [0.0025])
+
+
+def test_early_stopping_and_best_epoch_with_a_validation_every_other_epoch():
+    model = toy(Mean, guide="delta")
+    model.train(
+        40, lr=0.05, early_stopping=True, early_stopping_patience=3,
+        plan_kwargs={"n_epochs_kl_warmup": 0}, **EVERY_OTHER, **worse(model), **QUIET,
+    )  # fmt: skip
+    assert model.history["elbo_validation"].index.tolist() == [1, 3, 5, 7]  # the best, and patience
+    assert len(model.history["elbo_train"]) == 8
+    best = model.history["elbo_validation"].iloc[0, 0]
+    held_out = -model.get_elbo(indices=model.validation_indices)
+    assert held_out == pytest.approx(best, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [

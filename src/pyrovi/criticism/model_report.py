@@ -131,8 +131,8 @@ def _held_out_verdict(model: BaseModelClass) -> str:
         return "That of held-out observations was improving too: more epochs may help."
     return (
         f"That of held-out observations was not: its best was {-best:.1f} in epoch "
-        f"{loss.idxmin()}, its last {-last:.1f}. More epochs would fit the training observations alone; "
-        "early_stopping=True keeps the best parameters."
+        f"{loss.idxmin()}, its last {-last:.1f}. More epochs would fit the training observations "
+        "alone; early_stopping=True keeps the best parameters."
     )
 
 

@@ -11,7 +11,7 @@ from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.criticism.statistics import Moments
 from pyrovi.errors import ModelError
-from pyrovi.model.queries import posterior_globals
+from pyrovi.model.draws import posterior_globals
 from pyrovi.module.ledger import Role
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.engine import posterior_query, stream_query
@@ -136,7 +136,7 @@ def posterior_predictive_checks(
     checked = _observed_site(model, site)
     sites = {checked.name: checked}
     manager, positions, loader = model.loader(adata, indices)
-    globals_ = posterior_globals(model, num_samples, seed)
+    globals_ = posterior_globals(model, num_samples, seed, manager)
     one = {name: draws[:1] for name, draws in globals_.items()}
     as_observed = posterior_query(model.module, [checked.name])
     replicated, observed = Moments(), Moments()

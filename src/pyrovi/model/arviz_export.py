@@ -13,6 +13,7 @@ from pyrovi._settings import settings
 from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
+from pyrovi.model.draws import latent_sites
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.arviz import to_container, with_chain
@@ -88,7 +89,7 @@ def to_arviz(
         "batch_size": batch_size,
         "seed": seed,
     }
-    latent = model.sites.resolve(sites, Role.GLOBAL, Role.LOCAL)
+    latent = latent_sites(model) if sites is None else model.sites.resolve(sites)
     observed = model.sites.names(Role.OBSERVED)
     makers: dict[str, Callable[[], xr.Dataset]] = {
         "posterior": lambda: with_chain(model.sample_posterior(latent, **options)),

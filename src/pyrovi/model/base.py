@@ -211,7 +211,8 @@ class BaseModelClass(ABC):
 
         Per-observation parameters belong to names: observations whose ``obs_names`` the model
         knows have the rows that were fitted to those, whichever object they come in. Rows of others
-        are fitted to them. Give other observations other names.
+        are fitted to them. Give other observations other names (``"0"``, ``"1"``, ... in order,
+        as AnnData makes them up, count as unknown).
         """
         manager = self.manager_of(adata)
         positions = resolve_indices(indices, manager.n_obs)

@@ -18,7 +18,7 @@ from pyrovi.data.registry import registry_state
 from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import MissingKeyError, ModelError, UnseenCategoryError
-from pyrovi.model.queries import posterior_globals
+from pyrovi.model.draws import posterior_globals
 from pyrovi.posterior.engine import Intervention, bounded_batch_size, stream_query
 from pyrovi.posterior.importance import resampled_latents
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
@@ -198,7 +198,7 @@ def stream_decoded(
         module,
         loader,
         make_story,
-        posterior_globals(model, num_samples, seed),
+        posterior_globals(model, num_samples, seed, manager),
         sites,
         num_draws=num_samples,
         batch_size=size,

@@ -13,14 +13,16 @@ import torch
 from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.model.queries import example_on_device, posterior_globals
+from pyrovi.model.draws import example_on_device, posterior_globals
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.bounds import elbo_story, global_kl_story, importance_story
 from pyrovi.posterior.engine import draws_at_once
-from pyrovi.posterior.vectorise import DrawMapper, Story, map_draws
+from pyrovi.posterior.globals import global_chunks
+from pyrovi.posterior.vectorise import DrawMapper, Story
 
 if TYPE_CHECKING:
+    from pyrovi.data import AnnDataManager
     from pyrovi.model.base import BaseModelClass
 
 
@@ -34,7 +36,7 @@ def get_elbo(
     return_mean: bool = True,
     seed: int | None = None,
 ) -> float | np.ndarray:
-    """Evidence lower bound per observation; higher is better.
+    """Evidence lower bound per observation, the one that training maximises; higher is better.
 
     Parameters
     ----------
@@ -43,23 +45,29 @@ def get_elbo(
     num_samples
         Draws of the latents to average over.
     return_mean
-        Return the mean over observations, less the KL of the global latents shared among the
-        training observations: the bound that training maximises. Otherwise an array with the local
+        Return the mean over observations, plus what all training observations share, divided by
+        their number: the log density of what is observed (and of ``pyro.factor`` terms) outside
+        the observation plate, less the KL of the global latents. Otherwise an array with the local
         terms of each observation.
     seed
         Root seed.
 
     Notes
     -----
+    Masks and scales (``poutine.mask``, ``poutine.scale``) of model and guide weigh the terms as
+    they do in training; the plate's ``N / n`` does not. KL terms are taken in closed form where
+    the module's own ELBO (``module.default_elbo()``) does so.
+
     ``history["elbo_*"]`` records the negative of this as a loss, as scvi-tools does.
     """
-    parts = _observation_means(
-        model, adata, indices, elbo_story, num_samples=num_samples, batch_size=batch_size, seed=seed
+    parts, shared = _observation_means(
+        model, adata, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
     )
     local = parts["reconstruction"] - parts["kl_local"]
     if not return_mean:
         return local
-    return float(local.mean()) - _global_kl(model, num_samples, seed) / model.n_obs_training
+    shared -= _global_kl(model, model.manager_of(adata), num_samples, seed)
+    return float(local.mean()) + shared / model.n_obs_training
 
 
 def get_reconstruction_error(
@@ -74,6 +82,8 @@ def get_reconstruction_error(
 ) -> dict[str, float | np.ndarray]:
     """Negative expected log-likelihood per observation; lower is better.
 
+    Of the sites in the observation plate, with their masks and scales as in :meth:`get_elbo`.
+
     Parameters
     ----------
     adata, indices, num_samples, batch_size, return_mean, seed
@@ -84,8 +94,8 @@ def get_reconstruction_error(
     dict
         ``{"reconstruction_loss": value}``.
     """
-    parts = _observation_means(
-        model, adata, indices, elbo_story, num_samples=num_samples, batch_size=batch_size, seed=seed
+    parts, _ = _observation_means(
+        model, adata, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
     )
     loss = -parts["reconstruction"]
     return {"reconstruction_loss": float(loss.mean()) if return_mean else loss}
@@ -110,6 +120,10 @@ def get_marginal_ll(
     latents ``g``, if there are any, are drawn ``num_global_samples`` times and the likelihoods
     averaged.
 
+    Densities are masked as the story says, but not scaled: ``poutine.scale`` weights a term of the
+    objective and is no part of a likelihood. What is observed outside the observation plate belongs
+    to no observation and is left out.
+
     Parameters
     ----------
     adata, indices, batch_size, return_mean, seed
@@ -124,7 +138,7 @@ def get_marginal_ll(
     float or numpy.ndarray
         Mean over observations, or one value each.
     """
-    globals_ = posterior_globals(model, num_global_samples, seed)
+    globals_ = posterior_globals(model, num_global_samples, seed, model.manager_of(adata))
     result = []
     # all pairs of a global and a local draw
     repeated = {k: v.repeat_interleave(n_mc_samples, 0) for k, v in globals_.items()}
@@ -140,19 +154,22 @@ def _observation_means(
     model: BaseModelClass,
     adata: Any,
     indices: Any,
-    make_story: Callable[[Any, Minibatch], Story],
     *,
     num_samples: int,
     batch_size: int | None,
     seed: int | None,
-) -> dict[str, np.ndarray]:
-    """Mean over draws of what a story gives for each observation."""
-    globals_ = posterior_globals(model, num_samples, seed)
-    collected = []
+) -> tuple[dict[str, np.ndarray], float]:
+    """Mean over draws of the parts of the ELBO of each observation, and of what they share."""
+    globals_ = posterior_globals(model, num_samples, seed, model.manager_of(adata))
+    collected, shared, n = [], 0.0, 0
     for minibatch, run in _minibatches(model, adata, indices, batch_size, "bound", seed):
-        values = run(make_story, minibatch, globals_, num_samples)
+        values = run(elbo_story, minibatch, globals_, num_samples)
+        # training, too, weighs the minibatches by their size
+        shared += float(values.pop("shared").double().mean()) * minibatch.n
+        n += minibatch.n
         collected.append({name: v.double().mean(0).cpu().numpy() for name, v in values.items()})
-    return {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
+    parts = {name: np.concatenate([c[name] for c in collected]) for name in collected[0]}
+    return parts, shared / n
 
 
 def _minibatches(
@@ -165,7 +182,7 @@ def _minibatches(
 ) -> Iterator[tuple[Minibatch, Callable[..., dict[str, torch.Tensor]]]]:
     """Minibatches of a query, each with a function that runs its story for many draws."""
     _, _, loader = model.loader(adata, indices)
-    device, mapper = model.device, DrawMapper()
+    device, mapper = model.device, DrawMapper(model.module)
     for position, minibatch in enumerate(loader(batch_size or settings.batch_size)):
         yield minibatch.to(device), partial(_run, model, mapper, (purpose, position), seed)
 
@@ -185,10 +202,12 @@ def _run(
         return mapper(make_story(model.module, minibatch), draws, num_draws, chunk)
 
 
-def _global_kl(model: BaseModelClass, num_samples: int, seed: int | None) -> float:
+def _global_kl(
+    model: BaseModelClass, manager: AnnDataManager, num_samples: int, seed: int | None
+) -> float:
     """KL of the global latents, averaged over the draws that the local terms are computed with."""
     if not model.sites.names(Role.GLOBAL):
         return 0.0
-    story = global_kl_story(model.module, example_on_device(model))
-    with evaluation_mode(model.module), stream("draws", "global", seed=seed):
-        return float(map_draws(story, {}, num_samples)["kl_global"].double().mean())
+    story = global_kl_story(model.module, example_on_device(model, manager))
+    chunks = global_chunks(model.module, story, num_samples, seed=seed)
+    return sum(float(chunk["kl_global"].double().sum()) for chunk in chunks) / num_samples

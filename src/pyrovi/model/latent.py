@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.errors import ModelError
+from pyrovi.model.draws import warn_if_untrained
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.stories import guide_trace
@@ -63,6 +64,7 @@ def guide_moments(
         )
         mean, sd = draws[site].values
         return mean, sd**2
+    warn_if_untrained(model)
     _, _, loader = model.loader(adata, indices)
     means, variances = [], []
     for minibatch in loader(batch_size or settings.batch_size):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from pyrovi.model.files import (
     write_folder,
 )
 from pyrovi.model.json_codec import decode, encode
-from pyrovi.model.rows import align_rows
+from pyrovi.model.rows import align_rows, saved_names
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -119,7 +118,9 @@ def load(
     return _load(dir_path, adata, device, expected=cls)
 
 
-def load_any(dir_path: str | Path, adata: Any = None, *, device: str | torch.device = "auto") -> Any:
+def load_any(
+    dir_path: str | Path, adata: Any = None, *, device: str | torch.device = "auto"
+) -> Any:
     """Load a saved model of any class: pyrovi's own, or one that has been imported.
 
     Parameters
@@ -293,10 +294,11 @@ def _restore(
         if description["training"] is not None:
             record = description["training"]
             model._training = TrainingRecord(n_obs=record["n_obs"], epochs=record["epochs"])
+        model._row_names = saved_names(model, description.get("obs_names"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _does_not_fit(type(model), folder, f"history or training: {error!r}.") from error
-    if model.module.row_parameters:
-        model._row_names = _row_names(model, description, folder)
+        raise _does_not_fit(
+            type(model), folder, f"history, training or names: {error!r}."
+        ) from error
 
 
 def _take_precision(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -304,19 +306,3 @@ def _take_precision(module: torch.nn.Module, state: Mapping[str, Tensor]) -> Non
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if name in state and value.dtype != state[name].dtype:
             value.data = value.data.to(state[name].dtype)
-
-
-def _row_names(
-    model: BaseModelClass, description: Mapping[str, Any], folder: Path
-) -> pd.Index:
-    names = description.get("obs_names")
-    n_obs = int(model.summary_stats.n_obs)
-    whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not whole or len(set(names)) != n_obs or len(names) != n_obs:
-        raise _does_not_fit(
-            type(model),
-            folder,
-            f"obs_names must be the {n_obs} different names of the observations that "
-            f"{model.module.row_parameters[0]!r} has rows of.",
-        )
-    return pd.Index(names)

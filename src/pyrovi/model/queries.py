@@ -6,29 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from pyrovi._settings import settings
-from pyrovi.dataloaders.example import example_minibatches
 from pyrovi.errors import ModelError
+from pyrovi.model.draws import example_on_device, latent_sites, warn_if_untrained
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.bounds import likelihood_story
 from pyrovi.posterior.engine import (
     Intervention,
-    draw_globals,
-    draw_prior_globals,
     posterior_query,
     prior_query,
     run_query,
 )
+from pyrovi.posterior.globals import draw_globals, reduce_globals
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.reduce import ReduceSpec, Reduction
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from pyrovi.dataloaders.minibatch import Minibatch
     from pyrovi.model.base import BaseModelClass
 
 MAX_ELEMENTS = 2**30
@@ -56,7 +52,8 @@ def sample_posterior(
     Parameters
     ----------
     sites
-        Names; ``None`` for all latent sites.
+        Names; ``None`` for all latent sites, those that training sums out (enumerated sites in the
+        observation plate) included.
     num_samples
         Number of draws.
     adata
@@ -68,7 +65,9 @@ def sample_posterior(
     reduce
         ``None`` returns the draws. ``"mean"``, ``"sd"``, ``"median"``, ``"q05"`` or the like return
         that statistic, a list several, and a function what it makes of an array whose first axis is
-        the draws. Reductions happen minibatch by minibatch: memory stays bounded.
+        the draws. Reductions happen minibatch by minibatch: memory stays bounded. If only global
+        sites are asked for, means and standard deviations do not need the draws in memory either;
+        with local sites all ``num_samples`` draws of the globals are held.
     intervention
         Function of a minibatch that returns what the model (not the guide) is to see: a
         counterfactual.
@@ -83,9 +82,20 @@ def sample_posterior(
     Raises
     ------
     ModelError
-        If a site is unknown, or the result would be too large.
+        If a site is unknown, the result would be too large, or a deterministic site outside the
+        observation plate is a function of the minibatch.
+
+    Notes
+    -----
+    Noise belongs to a position: two queries with the same seed give the first, second, ...
+    minibatch the same noise, whichever observations are in it. For independent draws of two groups
+    of observations ask for both at once, or pass different seeds.
+
+    The same query gives the same bits. They depend on the batch size in effect, which is lowered to
+    bound memory when ``num_samples`` times the size of the sites asked for is large: then they
+    depend on these too.
     """
-    names = model.sites.resolve(sites, Role.GLOBAL, Role.LOCAL)
+    names = latent_sites(model) if sites is None else model.sites.resolve(sites)
     if observed := [n for n in names if model.sites[n].role is Role.OBSERVED]:
         raise ModelError(
             f"{', '.join(map(repr, observed))} is observed; draw it with posterior_predictive()."
@@ -113,8 +123,8 @@ def posterior_predictive(
     Parameters
     ----------
     sites
-        Names; ``None`` for all observed sites. Latent and deterministic sites may be asked for too:
-        they belong to the same joint draws.
+        Names; ``None`` for all observed sites (not ``pyro.factor`` terms, which have no value).
+        Latent and deterministic sites may be asked for too: they belong to the same joint draws.
     num_samples, adata, indices, batch_size, reduce, intervention, seed
         As in :meth:`sample_posterior`.
 
@@ -155,7 +165,7 @@ def sample_prior(
     xarray.Dataset
         One variable per site.
     """
-    names = model.sites.resolve(sites, *Role)
+    names = model.sites.resolve(sites, *(role for role in Role if role is not Role.FACTOR))
     return _query(
         model, names, num_samples, adata, indices, batch_size, reduce, seed, prior=True
     )  # fmt: skip
@@ -177,7 +187,7 @@ def log_likelihood(
     Parameters
     ----------
     sites
-        Observed sites; ``None`` for all.
+        Observed sites; ``None`` for all that have a value per observation.
     num_samples, adata, indices, batch_size, reduce, seed
         As in :meth:`sample_posterior`.
 
@@ -186,8 +196,20 @@ def log_likelihood(
     xarray.Dataset
         One variable per observed site, with dimensions ``draw`` and ``obs``. It is conditional on
         the local latents; for model comparison use the marginal one of :meth:`get_marginal_ll`.
+
+    Raises
+    ------
+    ModelError
+        If a site is not observed, or no observed site has a value per observation.
     """
     names = model.sites.resolve(sites, Role.OBSERVED)
+    if sites is None:
+        names = [name for name in names if model.sites[name].is_local]
+        if not names:
+            raise ModelError(
+                "The model has no observed site with a value per observation, so there is no "
+                "log-likelihood; pyro.factor terms are part of get_elbo() only."
+            )
     if wrong := [n for n in names if model.sites[n].role is not Role.OBSERVED]:
         raise ModelError(f"{', '.join(map(repr, wrong))} is not observed: it has no likelihood.")
     if outside := [n for n in names if not model.sites[n].is_local]:
@@ -214,8 +236,15 @@ def _query(
 ) -> xr.Dataset:
     if num_samples < 1:
         raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
+    if not prior:
+        warn_if_untrained(model)
     manager, positions, loader = model.loader(adata, indices)
     sites = {name: model.sites[name] for name in names}
+    if factors := [name for name in names if sites[name].role is Role.FACTOR]:
+        raise ModelError(
+            f"{', '.join(map(repr, factors))} is a pyro.factor term: it adds to the log density "
+            "and has no value to draw."
+        )
     if likelihood:
         sites = {
             name: Site(name, Role.OBSERVED, (), (OBS_PLATE,), (OBS_PLATE,), 0) for name in names
@@ -223,12 +252,17 @@ def _query(
     reduction = Reduction(reduce)
     if reduce is None:
         _check_size(sites, num_samples, len(positions))
-    example = example_on_device(model)
+    leading = dict([reduction.leading]) if reduction.leading else {}
+    example = example_on_device(model, manager)
+    if names and all(site.role is Role.GLOBAL for site in sites.values()):
+        arrays = reduce_globals(
+            model.module, example, names, num_samples, reduction, prior=prior, seed=seed
+        )
+        return label(arrays, sites, model.coords(manager, positions), leading=leading)
+    draws = draw_globals(model.module, example, num_samples, seed, prior=prior)
     if prior:
-        draws = draw_prior_globals(model.module, example, num_samples, seed)
         make_story = prior_query(model.module, names)
     else:
-        draws = draw_globals(model.module, example, num_samples, seed)
         make_story = posterior_query(
             model.module, names, predictive=predictive, intervention=intervention
         )
@@ -245,20 +279,7 @@ def _query(
         reduction=reduction,
         seed=seed,
     )
-    leading = dict([reduction.leading]) if reduction.leading else {}
     return label(arrays, sites, model.coords(manager, positions), leading=leading)
-
-
-def example_on_device(model: BaseModelClass) -> Minibatch:
-    """The example minibatch that globals are drawn with."""
-    return example_minibatches(model.registry, model.n_obs_training)(2).to(model.device)
-
-
-def posterior_globals(
-    model: BaseModelClass, num_samples: int, seed: int | None = None
-) -> Mapping[str, Tensor]:
-    """Joint draws of the global sites."""
-    return draw_globals(model.module, example_on_device(model), num_samples, seed)
 
 
 def _check_size(sites: Mapping[str, Site], num_samples: int, n: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,34 @@ def names_of_rows(model: BaseModelClass) -> pd.Index | None:
     return pd.Index(model._adata_manager.obs_names.astype(str))
 
 
+def saved_names(model: BaseModelClass, names: Any) -> pd.Index | None:
+    """Names for the rows of a model, as a file has them.
+
+    Raises
+    ------
+    ValueError
+        If they are not one name for each row.
+    """
+    if not model.module.row_parameters:
+        return None
+    n_obs = int(model.summary_stats.n_obs)
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not len(names) == len(set(names)) == n_obs
+    ):
+        raise ValueError(
+            f"obs_names must be the {n_obs} different names of the observations that "
+            f"{model.module.row_parameters[0]!r} has rows of"
+        )
+    return pd.Index(names)
+
+
 def rows_of(model: BaseModelClass, manager: AnnDataManager) -> np.ndarray:
     """Row of each observation of some data in the tables of a model, by name.
+
+    Names that AnnData makes up (``"0"``, ``"1"``, ... in order) name positions, not observations:
+    they are trusted in as many data of the model's own only.
 
     Parameters
     ----------
@@ -37,9 +64,16 @@ def rows_of(model: BaseModelClass, manager: AnnDataManager) -> np.ndarray:
     ndarray
         Integers of shape ``(n_obs,)``; -1 for observations whose name the model does not know.
     """
-    if model._row_names is None:
-        return np.full(manager.n_obs, -1)
-    return np.asarray(model._row_names.get_indexer(manager.obs_names.astype(str)))
+    names = manager.obs_names.astype(str)
+    own = manager is model._adata_manager and len(names) == model.summary_stats.n_obs
+    if model._row_names is None or (not own and made_up(names)):
+        return np.full(len(names), -1)
+    return np.asarray(model._row_names.get_indexer(names))
+
+
+def made_up(names: pd.Index) -> bool:
+    """Whether names are the numbers of the positions."""
+    return list(names) == [str(i) for i in range(len(names))]
 
 
 def in_order(rows: np.ndarray, n_rows: int) -> bool:
@@ -48,12 +82,25 @@ def in_order(rows: np.ndarray, n_rows: int) -> bool:
 
 
 def align_rows(model: BaseModelClass) -> None:
-    """Bring rows and index sets into the order of the model's data, if they are a permutation."""
+    """Bring rows and index sets into the order of the model's data, if they are a permutation.
+
+    Warns
+    -----
+    UserWarning
+        If names match that identify nothing.
+    """
     manager = model._adata_manager
     if manager is None or not model.module.row_parameters or model._row_names is None:
         return
     rows = rows_of(model, manager)
     n_rows = len(model._row_names)
+    if in_order(rows, n_rows) and made_up(model._row_names):
+        warnings.warn(
+            f"{', '.join(model.module.row_parameters)} belong to observations named '0', '1', ...: "
+            "it cannot be seen whether the data given are these observations in this order, which "
+            "is taken for granted. Give the data obs_names of their own before training.",
+            stacklevel=5,
+        )
     if len(rows) != n_rows or (rows < 0).any() or in_order(rows, n_rows):
         return
     tables = dict(model.module.named_parameters())

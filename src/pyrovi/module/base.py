@@ -28,6 +28,7 @@ from pyrovi.module.autoguides import (
     refuse_unusable,
     refuse_varying_supports,
 )
+from pyrovi.module.handlers import is_latent
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
 from pyrovi.module.rows import RowMinibatch, rows_in_place
@@ -84,6 +85,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
     _ledger: SiteLedger | None = None
     _needs_context = False
+    auxiliary_sites: tuple[str, ...] = ()
+    """Names of the sites that only the guide has."""
     _first_rows: Mapping[str, tuple[int, Tensor]] = MappingProxyType({})
     _names: Mapping[str, tuple[str, ...]] | None = None
 
@@ -187,6 +190,11 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         self._refuse_global_params(read.global_names)
         self._ledger = build_ledger(first, second, self.site_dims, draws)
         check_guide(self._ledger, guide)
+        self.auxiliary_sites = tuple(
+            name
+            for name, node in guide.nodes.items()
+            if is_latent(node) and (node["infer"] or {}).get("is_auxiliary")
+        )
         refuse_varying_supports(self, self._ledger)
         self._first_rows = self._find_rows(read.row_axes, small.n_obs)
         with torch.no_grad(), stream("materialise"), evaluation_mode(self):
@@ -272,10 +280,11 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     def _refuse_global_params(self, names: Sequence[str]) -> None:
         if names:
             name = names[0]
+            attribute = name.replace("$$$", ".").replace(".", "_")
             raise ModelError(
                 f"pyro.param({name!r}, ...) names a global parameter; every model of the process "
                 "would share it, and it would not be saved. Make it an attribute of the module: "
-                f"`self.{name.replace('$$$', '.').replace('.', '_')} = PyroParam(value, constraint)`."
+                f"`self.{attribute} = PyroParam(value, constraint)`."
             )
 
 

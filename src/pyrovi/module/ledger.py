@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 
 from pyrovi.errors import ModelError
-from pyrovi.module.handlers import is_deterministic, is_factor, is_random
+from pyrovi.module.handlers import is_deterministic, is_factor, is_latent, is_random
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.module.sites import check_outside_plate, support_varies
 
@@ -173,7 +173,7 @@ def build_ledger(
         in_obs_plate = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
         if not in_obs_plate:
             check_outside_plate(name, node, second.nodes[name], obs_axis)
-        varies = support_varies([draw.nodes[name]["fn"] for draw in draws])
+        varies = support_varies([d.nodes[name]["fn"] for d in draws if name in d.nodes])
         sites.append(_make_site(name, node, obs_axis, site_dims.pop(name, None), varies))
     if site_dims:
         known = ", ".join(site.name for site in sites)
@@ -257,7 +257,7 @@ def _make_site(
         dims=tuple(dims),
         event_dim=event_dim,
         support=None if is_deterministic(node) else getattr(node["fn"], "support", None),
-        support_varies=varies and not is_deterministic(node),
+        support_varies=varies and is_latent(node),
     )
 
 

@@ -37,7 +37,7 @@ class SameValues(Messenger):
         self.trace = trace
 
     def _pyro_sample(self, msg: Any) -> None:
-        node = self.trace.nodes.get(msg["name"])
+        node: Any = self.trace.nodes.get(msg["name"])
         if node is None or not is_latent(msg) or _in_obs_plate(msg):
             return
         if msg["fn"].shape() == node["value"].shape:  # else it should stand in the plate
@@ -118,9 +118,9 @@ def check_outside_plate(name: str, first: Any, second: Any, obs_axis: int | None
     shape = tuple(first["value"].shape)
     if obs_axis is not None and is_deterministic(first):
         raise ModelError(
-            f"The deterministic site {name!r} has one value per observation of the minibatch (shape "
-            f"{shape}) but is not inside the observation plate, so its values could not be put "
-            "together with those of other minibatches. Put the statement inside "
+            f"The deterministic site {name!r} has one value per observation of the minibatch "
+            f"(shape {shape}) but is not inside the observation plate, so its values could not be "
+            "put together with those of other minibatches. Put the statement inside "
             "`with self.obs_plate():` (or pv.obs_plate())."
         )
     if obs_axis is not None:
@@ -135,8 +135,8 @@ def check_outside_plate(name: str, first: Any, second: Any, obs_axis: int | None
     if not torch.allclose(totals[0], totals[1], rtol=1e-5, atol=1e-6, equal_nan=True):
         raise ModelError(
             f"The log density of {name!r} depends on the observations of the minibatch "
-            f"({totals[0]:.6g} and {totals[1]:.6g} for different numbers of them) but stands outside "
-            "the observation plate, so it would not be scaled to the full data. Put one term per "
-            "observation inside `with self.obs_plate():` (or pv.obs_plate()), e.g. "
+            f"({totals[0]:.6g} and {totals[1]:.6g} for different numbers of them) but it stands "
+            "outside the observation plate, so it would not be scaled to the full data. Put one "
+            "term per observation inside `with self.obs_plate():` (or pv.obs_plate()), e.g. "
             "pyro.factor(name, log_prob) without the sum."
         )

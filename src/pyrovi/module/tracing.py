@@ -80,7 +80,9 @@ def refuse_dependent_globals(module: PyroBaseModule, small: Minibatch, large: Mi
     )
     with pyro.validation_enabled(False):
         try:
-            draws = [_draw(module, batch, names, noise) for noise, batch in enumerate((small, other))]
+            draws = [
+                _draw(module, batch, names, noise) for noise, batch in enumerate((small, other))
+            ]
         except (ValueError, RuntimeError):
             return  # a story that refuses the other values does not tell anything
     for which in ("guide", "model"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pyrovi.posterior.engine import draw_globals, posterior_query, prior_query, run_query
+from pyrovi.posterior.engine import posterior_query, prior_query, run_query
+from pyrovi.posterior.globals import draw_globals
 from pyrovi.posterior.reduce import Reduction
 from pyrovi.posterior.vectorise import map_draws
 

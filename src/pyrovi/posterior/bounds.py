@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
@@ -107,22 +108,12 @@ def global_kl_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
     The globals have to be drawn by the story itself: an automatic guide computes the density of a
     value from auxiliary sites, which a value given from outside would not fit.
     """
-
     closed_form = takes_closed_forms(module)
 
     def story(_: dict[str, Tensor]) -> dict[str, Tensor]:
         guide = guide_trace(module, minibatch, {})
         model = model_trace(module, minibatch, latent_values(guide))
-        of_guide = global_density(guide) + global_density(guide, observed=True)
-        kl = of_guide - global_density(model)
-        if closed_form:
-            for name, p in global_nodes(model, observed=False):
-                q = guide.nodes.get(name)
-                exact = None if q is None else _closed_form(q, p, q["scale"])
-                if q is not None and exact is not None:
-                    drawn = log_density(q, q["scale"]).sum() - log_density(p, p["scale"]).sum()
-                    kl = kl - drawn + exact.sum()
-        return {"kl_global": kl}
+        return {"kl_global": _kl_global(guide, model, closed_form)}
 
     return story
 
@@ -141,22 +132,41 @@ def _guide_density(guide: poutine.Trace, minibatch: Minibatch, *, scaled: bool) 
 def _kl_local(
     guide: poutine.Trace, model: poutine.Trace, minibatch: Minibatch, closed_form: bool
 ) -> Tensor:
-    kl = _guide_density(guide, minibatch, scaled=True)
-    kl = kl - observation_density(model, minibatch, scaled=True)
     if not closed_form:
-        return kl
+        guided = _guide_density(guide, minibatch, scaled=True)
+        return guided - observation_density(model, minibatch, scaled=True)
     n = minibatch.n
-    for name, p in local_nodes(model, observed=False):
-        q = guide.nodes.get(name)
-        if q is None:
-            continue
+    total = torch.zeros(n, device=minibatch.indices.device)
+    latent = dict(local_nodes(model, observed=False))
+    drawn = [*local_nodes(guide, observed=False), *local_nodes(guide, observed=True)]
+    for name, q in drawn:
         scale = own_scale(q, minibatch)
-        exact = _closed_form(q, p, scale)
+        p = latent.pop(name, None)
+        exact = None if p is None else _closed_form(q, p, scale)
         if exact is not None:
-            drawn = per_observation(q, log_density(q, scale), n)
-            drawn = drawn - per_observation(p, log_density(p, own_scale(p, minibatch)), n)
-            kl = kl - drawn + per_observation(q, exact, n)
-    return kl
+            total = total + per_observation(q, exact, n)
+            continue
+        total = total + per_observation(q, log_density(q, scale), n)
+        if p is not None:
+            total = total - per_observation(p, log_density(p, own_scale(p, minibatch)), n)
+    return total
+
+
+def _kl_global(guide: poutine.Trace, model: poutine.Trace, closed_form: bool) -> Tensor:
+    if not closed_form:
+        of_guide = global_density(guide) + global_density(guide, observed=True)
+        return of_guide - global_density(model)
+    total = torch.zeros(())
+    latent = dict(global_nodes(model, observed=False))
+    drawn = [*global_nodes(guide, observed=False), *global_nodes(guide, observed=True)]
+    for name, q in drawn:
+        p = latent.pop(name, None)
+        exact = None if p is None else _closed_form(q, p, q["scale"])
+        term = log_density(q, q["scale"]).sum() if exact is None else exact.sum()
+        total = total.to(term.device) + term
+        if p is not None and exact is None:
+            total = total - log_density(p, p["scale"]).sum()
+    return total
 
 
 def _closed_form(guide: Any, model: Any, scale: Any) -> Tensor | None:

@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.ledger import Role, Site
 from pyrovi.posterior.reduce import Reduction
-from pyrovi.posterior.stories import guide_trace, latent_values, posterior_story, prior_story
-from pyrovi.posterior.vectorise import DrawMapper, Story, map_draws
+from pyrovi.posterior.stories import posterior_story, prior_story
+from pyrovi.posterior.vectorise import DrawMapper, Story
 
 ELEMENT_BUDGET = 2**24
 """Largest number of elements (draws x observations x variables) of one site held at a time."""
@@ -31,39 +33,6 @@ Loader = Callable[[int], Iterable[Minibatch]]
 
 Intervention = Callable[[Minibatch], Minibatch]
 """Changes what the model (not the guide) sees."""
-
-
-def draw_globals(
-    module: PyroBaseModule, example: Minibatch, num_draws: int, seed: int | None = None
-) -> dict[str, Tensor]:
-    """Joint draws of the global sites from the guide.
-
-    Parameters
-    ----------
-    module
-        The fitted pair.
-    example
-        An example minibatch of fixed size, which makes the draws independent of any batch size.
-    num_draws
-        Number of draws ``S``.
-    seed
-        Root seed.
-
-    Returns
-    -------
-    dict
-        Site -> tensor of shape ``(S, ...)``.
-    """
-    names = module.ledger.names(Role.GLOBAL)
-    if not names:
-        return {}
-
-    def story(_: dict[str, Tensor]) -> dict[str, Tensor]:
-        latents = latent_values(guide_trace(module, example, {}))
-        return {name: latents[name] for name in names}
-
-    with evaluation_mode(module), stream("draws", "global", seed=seed):
-        return map_draws(story, {}, num_draws)
 
 
 def run_query(
@@ -148,15 +117,44 @@ def stream_query(
     ------
     tuple
         The minibatch, and site -> tensor of shape ``(S, ...)``.
+
+    Raises
+    ------
+    ModelError
+        If a deterministic site without observations has another value in every minibatch.
     """
     batch_size = bounded_batch_size(sites.values(), num_draws, batch_size)
-    device, mapper = module.device, DrawMapper()
+    device, mapper = module.device, DrawMapper(module)
+    whole = [n for n, s in sites.items() if s.role is Role.DETERMINISTIC and not s.is_local]
+    first: dict[str, Tensor] = {}
     for position, minibatch in enumerate(loader(batch_size)):
         minibatch = minibatch.to(device)
         chunk = draws_at_once(module, minibatch.n)
         with evaluation_mode(module), stream("draws", "local", position, seed=seed):
             values = mapper(make_story(minibatch), globals_, num_draws, chunk)
+        for name in whole:
+            if name in values:
+                _refuse_change(name, first.setdefault(name, values[name]), values[name])
         yield minibatch, values
+
+
+def _refuse_change(name: str, first: Tensor, value: Tensor) -> None:
+    if value is first:
+        return
+    same = first.shape == value.shape
+    if same:
+        one, two = first.double(), value.double()
+        largest = one.abs().nan_to_num(posinf=0.0).max().item() if one.numel() else 0.0
+        # the same numbers, up to the rounding of another order of summation
+        same = torch.allclose(one, two, rtol=1e-4, atol=1e-5 * largest, equal_nan=True)
+    if not same:
+        raise ModelError(
+            f"The deterministic site {name!r} has no dimension of the observations, but it is a "
+            "function of the minibatch: it has another value in another minibatch, so it is no "
+            "quantity of the model. Compute it from the draws of the local sites (sample_posterior "
+            "of those, or a function as reduce=), or put a deterministic per observation inside "
+            "the observation plate."
+        )
 
 
 def bounded_batch_size(sites: Iterable[Site], num_draws: int, batch_size: int) -> int:
@@ -171,8 +169,8 @@ def draws_at_once(module: PyroBaseModule, n: int) -> int:
 
 
 def _largest_per_observation(sites: Iterable[Site]) -> int:
-    local = (site.shape for site in sites if site.is_local)
-    return max((math.prod(n for n in shape if isinstance(n, int)) for shape in local), default=1)
+    local = (site.shape for site in sites if site.is_local and site.role is not Role.FACTOR)
+    return max((1, *(math.prod(n for n in shape if isinstance(n, int)) for shape in local)))
 
 
 def posterior_query(
@@ -196,14 +194,3 @@ def posterior_query(
 def prior_query(module: PyroBaseModule, sites: Sequence[str]) -> Callable[[Minibatch], Story]:
     """Stories of prior (predictive) draws."""
     return lambda minibatch: prior_story(module, minibatch, sites)
-
-
-def draw_prior_globals(
-    module: PyroBaseModule, example: Minibatch, num_draws: int, seed: int | None = None
-) -> dict[str, Tensor]:
-    """Joint draws of the global sites from the prior."""
-    names = module.ledger.names(Role.GLOBAL)
-    if not names:
-        return {}
-    with evaluation_mode(module), stream("draws", "prior", seed=seed):
-        return map_draws(prior_story(module, example, names), {}, num_draws)

@@ -50,6 +50,11 @@ class Reduction:
             _check(name)
 
     @property
+    def statistics(self) -> list[str]:
+        """Names of the statistics."""
+        return list(self._names)
+
+    @property
     def leading(self) -> tuple[str, list[Any] | None] | None:
         """Name and labels of the leading dimension; ``None`` if the draws are reduced away."""
         if self.spec is None:
@@ -68,6 +73,56 @@ class Reduction:
         if isinstance(self.spec, str):
             return statistics(self.spec)
         return np.stack([statistics(name) for name in self._names])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether every statistic can be updated draw by draw, without keeping the draws."""
+        return bool(self._names) and set(self._names) <= {"mean", "sd"}
+
+    def running(self) -> RunningReduction:
+        """An empty reduction of draws that come one chunk after the other."""
+        return RunningReduction(self)
+
+
+class RunningReduction:
+    """Mean and standard deviation of draws that are not kept.
+
+    Parameters
+    ----------
+    reduction
+        One whose statistics are only these.
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        self.reduction = reduction
+        self.num_draws = 0
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def update(self, draws: Tensor) -> None:
+        """Add draws, shape ``(s, ...)``."""
+        draws = draws.double()
+        mean, new, old = draws.mean(0), len(draws), self.num_draws
+        squares = (draws - mean).square_().sum(0)
+        self.num_draws = old + new
+        if self._mean is None or self._squares is None:
+            self._mean, self._squares = mean, squares
+            return
+        change = mean - self._mean
+        self._mean += change * (new / self.num_draws)
+        self._squares += squares + change.square() * (old * new / self.num_draws)
+
+    def result(self, dtype: torch.dtype) -> np.ndarray:
+        """What the reduction gives for all draws at once, up to rounding."""
+        assert self._mean is not None
+        assert self._squares is not None
+        names = self.reduction.statistics
+        if "sd" in names:
+            _check_sd(self.num_draws)
+        sd = (self._squares / max(self.num_draws - 1, 1)).sqrt()
+        found = {"mean": self._mean, "sd": sd}
+        arrays = [found[name].to(dtype).cpu().numpy() for name in names]
+        return arrays[0] if isinstance(self.reduction.spec, str) else np.stack(arrays)
 
 
 class _Statistics:

@@ -65,18 +65,18 @@ class ForeignRandomness:
     """States of NumPy's and Python's global generators, which ``vmap`` cannot vectorise."""
 
     def __init__(self) -> None:
-        self._numpy: Any = np.random.get_state()
+        self._numpy: Any = np.random.get_state()  # noqa: NPY002 (only looked at)
         self._python = random.getstate()
 
     def advanced(self) -> bool:
         """Whether one of them has been drawn from since."""
-        now: Any = np.random.get_state()
+        now: Any = np.random.get_state()  # noqa: NPY002
         same = now[2:] == self._numpy[2:] and np.array_equal(now[1], self._numpy[1])
         return not same or random.getstate() != self._python
 
     def restore(self) -> None:
         """Take the draws back."""
-        np.random.set_state(self._numpy)
+        np.random.set_state(self._numpy)  # noqa: NPY002
         random.setstate(self._python)
 
 

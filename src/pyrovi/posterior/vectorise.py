@@ -74,7 +74,7 @@ class DrawMapper:
                 try:
                     results = _vectorised(story, draws, num_draws, chunk)
                     if not foreign.advanced() and not before.has_wrappers():
-                        return results
+                        return _detached(results)
                 except (RuntimeError, ValueError, NotImplementedError, TypeError):
                     pass  # what vmap raises has many types
                 # The loop starts from where this started.
@@ -82,7 +82,7 @@ class DrawMapper:
                 foreign.restore()
                 before.restore()
                 _set_random_state(state)
-            return _looped(story, draws, num_draws)
+            return _detached(_looped(story, draws, num_draws))
 
 
 def map_draws(
@@ -106,12 +106,18 @@ def _vectorised(
     size = None if chunk is None or chunk >= num_draws else chunk
     vectorised = torch.func.vmap(one, randomness="different", chunk_size=size)
     results: dict[str, Tensor] = vectorised(draws, torch.arange(num_draws))
-    return results
+    # What does not vary comes back as it is, which may be a parameter.
+    return {name: value.detach() for name, value in results.items()}
 
 
 def _looped(story: Story, draws: dict[str, Tensor], num_draws: int) -> dict[str, Tensor]:
     results = [story({n: v[s] for n, v in draws.items()}) for s in range(num_draws)]
     return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+
+def _detached(results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without gradients: a story may return a parameter itself, e.g. the value of a point guide."""
+    return {name: value.detach() for name, value in results.items()}
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:

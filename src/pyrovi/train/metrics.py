@@ -75,10 +75,8 @@ def elbo_parts(
                 continue
             part = "kl_local" if ledger[name].is_local else "kl_global"
             terms[part].append(_kl(node, guide.nodes[name], analytic))
-        for node in guide.nodes.values():
-            if node["type"] == "sample" and (node["infer"] or {}).get("is_auxiliary"):
-                local = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
-                terms["kl_local" if local else "kl_global"].append(_log_density(node))
+        for node, local in _auxiliary_sites(guide):
+            terms["kl_local" if local else "kl_global"].append(_log_density(node))
     device = next(term.device for part in terms.values() for term in part)
     scale = 1 / (elbo.num_particles * n_obs)
     parts = {
@@ -105,11 +103,21 @@ def enumerated_parts(
     for model, guide in traces:
         for name in global_sites:
             kl = kl + _kl(model.nodes[name], guide.nodes[name], analytic=False)
+        for node, local in _auxiliary_sites(guide):
+            if not local:
+                kl = kl + _log_density(node)
     kl = kl / (elbo.num_particles * n_obs)
     total = loss.detach()
     zero = torch.zeros_like(total)
     parts = {"reconstruction_loss": total - kl, "kl_local": zero, "kl_global": kl}
     return {"elbo": total, **parts}
+
+
+def _auxiliary_sites(guide: poutine.Trace) -> Iterator[tuple[Any, bool]]:
+    """Sites that only a guide has, and whether they are local: parts of the density of others."""
+    for node in guide.nodes.values():
+        if node["type"] == "sample" and (node["infer"] or {}).get("is_auxiliary"):
+            yield node, any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
 
 
 def _kl(model: Any, guide: Any, analytic: bool) -> Tensor:

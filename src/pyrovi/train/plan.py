@@ -19,9 +19,9 @@ from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import AnnealKL
 from pyrovi.module.ledger import Role
-from pyrovi.train.kl import KLWarmup
 from pyrovi.train.loggers import HistoryLogger
 from pyrovi.train.metrics import EpochMean, elbo_parts, enumerated_parts, record_traces
+from pyrovi.train.objectives import check_objective, choose_warmup
 from pyrovi.train.optim import OptimizerPlan, OptimizerSpec, build_optimizer
 from pyrovi.train.resume import check_checkpoint, checkpoint_state, restore
 from pyrovi.train.rows import fit_rows
@@ -54,7 +54,7 @@ class SVITrainingPlan(pl.LightningModule):
         Whether the scheduler of a ``pyro.optim`` object steps every ``"epoch"`` or ``"step"``.
     n_epochs_kl_warmup, n_steps_kl_warmup
         Length of the KL warm-up. Both ``None``: half of the planned epochs. 0: none. Models with
-        enumerated sites have none: what is summed out cannot be weighted.
+        enumerated sites and ``RenyiELBO`` have none: their KL terms cannot be weighted.
     max_kl_weight, min_kl_weight
         Last and first KL weight.
     reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min
@@ -63,8 +63,8 @@ class SVITrainingPlan(pl.LightningModule):
     Raises
     ------
     TrainingError
-        If the ELBO has no differentiable loss (use :class:`ManualSVITrainingPlan`), or options
-        contradict one another.
+        If the ELBO has no differentiable loss (use :class:`ManualSVITrainingPlan`) or does not fit
+        the guide, or options contradict one another.
     """
 
     module: PyroBaseModule
@@ -96,6 +96,7 @@ class SVITrainingPlan(pl.LightningModule):
         self.elbo = module.default_elbo() if loss_fn is None else loss_fn
         in_parallel = self.elbo.vectorize_particles and self.elbo.num_particles > 1
         self.elbo.max_plate_nesting = module.ledger.max_plate_nesting + in_parallel
+        check_objective(self.elbo, module)
         self._measure = self._measuring_elbo()
         self.history = HistoryLogger()
         self.optim, self.scheduler_interval = optim, scheduler_interval
@@ -108,15 +109,10 @@ class SVITrainingPlan(pl.LightningModule):
         given = {"eps": eps, "weight_decay": weight_decay}
         self._optim_options = {k: v for k, v in given.items() if v is not None}
         self._optim_options |= dict(optim_kwargs or {})
-        self.warmup = KLWarmup(n_epochs_kl_warmup, n_steps_kl_warmup, max_kl_weight, min_kl_weight)
+        self.warmup = choose_warmup(
+            self.elbo, module, n_epochs_kl_warmup, n_steps_kl_warmup, max_kl_weight, min_kl_weight
+        )
         self._enumerates = bool(module.ledger.names(Role.ENUMERATED))
-        if self._enumerates:
-            if n_epochs_kl_warmup or n_steps_kl_warmup or max_kl_weight != 1:
-                raise TrainingError(
-                    "The KL terms of a model with enumerated sites cannot be weighted (the sites "
-                    "are summed out): leave out the options of the KL warm-up."
-                )
-            self.warmup = KLWarmup(n_epochs=0)
         self._make_plateau: Callable[[Optimizer], Any] | None = None
         if reduce_lr_on_plateau:
             self._make_plateau = plateau_scheduler(
@@ -270,7 +266,9 @@ class SVITrainingPlan(pl.LightningModule):
     def _step_schedule(self, interval: Interval) -> None:
         if self.schedule is not None:
             self.schedule.step(
-                interval, self.trainer.callback_metrics, validated=self._validated_epoch == self.current_epoch
+                interval,
+                self.trainer.callback_metrics,
+                validated=self._validated_epoch == self.current_epoch,
             )
 
     # ------------------------------------------------------------------ optimisers and checkpoints

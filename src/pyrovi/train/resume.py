@@ -50,9 +50,7 @@ def take_up(plan: SVITrainingPlan, trainer: Trainer, state: Mapping[str, Any]) -
     elif plan.warmup.is_open:
         plan.warmup = replace(plan.warmup, n_epochs=0)
     else:
-        plan.warmup = replace(
-            plan.warmup, first_epoch=state["epochs"], first_step=state["steps"]
-        )
+        plan.warmup = replace(plan.warmup, first_epoch=state["epochs"], first_step=state["steps"])
 
 
 def checkpoint_state(plan: SVITrainingPlan, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,65 @@
+"""What every query begins with: the latent sites of a model and joint draws of its globals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pyrovi.dataloaders.example import example_minibatches, fixed_tensors
+from pyrovi.module.ledger import Role, Site
+from pyrovi.module.plates import OBS_PLATE
+from pyrovi.posterior.globals import draw_globals
+
+if TYPE_CHECKING:
+    from pyrovi.data import AnnDataManager
+    from pyrovi.dataloaders.minibatch import Minibatch
+    from pyrovi.model.base import BaseModelClass
+
+
+def warn_if_untrained(model: BaseModelClass) -> None:
+    """Say that a query of the posterior asks a guide that has not been fitted."""
+    if not model.is_trained:
+        warnings.warn(
+            f"This {type(model).__name__} is not trained: the answer comes from the initial "
+            "parameters. Call train() first.",
+            stacklevel=4,
+        )
+
+
+def latent_sites(model: BaseModelClass) -> list[str]:
+    """The latent sites that can be drawn: all but enumerated ones outside the observation plate."""
+    names = model.sites.names(Role.GLOBAL, Role.LOCAL, Role.ENUMERATED)
+    sites = model.sites
+    return [n for n in names if sites[n].role is not Role.ENUMERATED or _can_be_drawn(sites[n])]
+
+
+def _can_be_drawn(enumerated: Site) -> bool:
+    return enumerated.plates == (OBS_PLATE,)
+
+
+def example_on_device(model: BaseModelClass, manager: AnnDataManager | None) -> Minibatch:
+    """The example minibatch that globals are drawn with; what all minibatches share is real.
+
+    Parameters
+    ----------
+    model
+        The model.
+    manager
+        Manager of the queried data; ``None`` for the model's own.
+    """
+    fixed = fixed_tensors(model.adata_manager if manager is None else manager)
+    return example_minibatches(model.registry, model.n_obs_training, fixed)(2).to(model.device)
+
+
+def posterior_globals(
+    model: BaseModelClass,
+    num_samples: int,
+    seed: int | None = None,
+    manager: AnnDataManager | None = None,
+) -> Mapping[str, Tensor]:
+    """Joint draws of the global sites, given the queried data's manager."""
+    warn_if_untrained(model)
+    return draw_globals(model.module, example_on_device(model, manager), num_samples, seed)
