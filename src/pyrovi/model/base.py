@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -18,7 +17,7 @@ from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.example import example_minibatches, fixed_tensors
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.errors import ModelError, NotSetUpError, SaveLoadError
+from pyrovi.errors import ModelError, NotSetUpError
 from pyrovi.model import (
     arviz_export,
     evidence,
@@ -28,8 +27,8 @@ from pyrovi.model import (
     rows,
     training,
 )
+from pyrovi.model.arguments import constructor_arguments
 from pyrovi.model.coords import model_coords
-from pyrovi.model.json_codec import encode
 from pyrovi.model.setup import AnyData, register, registered_manager, transferred_manager
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.ledger import SiteLedger
@@ -79,10 +78,7 @@ class BaseModelClass(ABC):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Note the arguments, so that the model can be made again from a file."""
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        self._init_arguments = _init_arguments(bound)
-        _warn_if_not_savable(cls, self._init_arguments)
+        self._init_arguments = constructor_arguments(self, args, kwargs)
         return self
 
     def __init__(self, adata: AnyData | Mapping[str, Any] | AnnDataManager) -> None:
@@ -321,24 +317,3 @@ class BaseModelClass(ABC):
         trained = "trained" if self.is_trained else "not trained"
         sizes = ", ".join(f"{v} {k.removeprefix('n_')}" for k, v in self.summary_stats.items())
         return f"{type(self).__name__}({arguments})\n{trained}; {sizes}\n{self.sites!r}"
-
-
-def _warn_if_not_savable(cls: type[Any], arguments: Mapping[str, Any]) -> None:
-    """Say before the training, not after it, that an argument cannot be written to a file."""
-    for name, value in arguments.items():
-        try:
-            encode(value, f"argument {name!r}")
-        except SaveLoadError as error:
-            warnings.warn(f"This {cls.__name__} cannot be saved: {error}", stacklevel=3)
-
-
-def _init_arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
-    arguments: dict[str, Any] = {}
-    for name, parameter in list(bound.signature.parameters.items())[1:]:
-        if name in ("adata", "mdata", "registry"):
-            continue
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments.update(bound.arguments.get(name, {}))
-        elif name in bound.arguments:
-            arguments[name] = bound.arguments[name]
-    return arguments
