@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -241,3 +242,21 @@ def test_small_data_take_one_thread(monkeypatch, threads, size, expected) -> Non
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     _set_threads(threads, size)
     assert used[-1] == expected
+
+
+def test_info_of_a_damaged_model_is_an_error(run, model_dir, tmp_path) -> None:
+    damaged = tmp_path / "model"
+    shutil.copytree(model_dir, damaged)
+    tensors = damaged / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-40])
+    done = run("info", damaged)
+    assert done.exit_code == 2
+    assert "damaged" in done.output
+
+
+def test_wrong_options_of_lightning_and_models_are_one_message(run, data_file, tmp_path) -> None:
+    for words in (("--accelerator", "abacus"), ("-a", "n_hiden=4")):
+        done = run("train", data_file, "--max-epochs", 1, "--out", tmp_path / "m", *words)
+        assert done.exit_code == 2, done.output
+        assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -76,3 +76,20 @@ def test_an_untrained_model_is_refused_and_nothing_written(tmp_path) -> None:
     with pytest.raises(ModelError, match="not been trained"):
         pv.criticism.report(pv.model.SCVI(adata), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_more_epochs_are_advised_only_where_held_out_observations_gain(trained) -> None:
+    from pyrovi.criticism.model_report import _held_out_verdict
+
+    kept = dict(trained._history)
+    epochs = range(20)
+    try:
+        trained._history["elbo_validation"] = {e: 100.0 - e for e in epochs}
+        assert "more epochs may help" in _held_out_verdict(trained)
+        trained._history["elbo_validation"] = {e: 100.0 + abs(e - 7) for e in epochs}
+        assert "in epoch 7" in _held_out_verdict(trained)
+        assert "training observations alone" in _held_out_verdict(trained)
+        del trained._history["elbo_validation"]
+        assert "hold observations out" in _held_out_verdict(trained)
+    finally:
+        trained._history = kept

@@ -700,3 +700,15 @@ def test_backed_data_can_be_saved_with(tmp_path: Path) -> None:
     )
     assert Path(backed.filename) == tmp_path / "a.h5ad", "the user's data point to the saved copy"
     backed.file.close()
+
+
+def test_both_files_have_the_permissions_of_new_files(tmp_path: Path) -> None:
+    make_model(make_data(), epochs=0).save(tmp_path / "m")
+    (tmp_path / "new").touch()
+    expected = (tmp_path / "new").stat().st_mode
+    assert {p.stat().st_mode for p in (tmp_path / "m").iterdir()} == {expected}
+
+
+def test_a_target_that_cannot_be_written_is_refused_at_once() -> None:
+    with pytest.raises(SaveLoadError, match=r"Cannot write to '/proc'.*another folder"):
+        files.check_target(Path("/proc/models/scvi"), overwrite=False)
