@@ -22,6 +22,7 @@ from tests.model.samples import (
 )
 
 from pyrovi.model import SCVI
+from pyrovi.model.setup import transferred_manager
 
 
 @pytest.fixture(scope="module", params=[None, "csr_matrix"])
@@ -206,3 +207,27 @@ def test_an_untrained_model_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.sample_prior("z", num_samples=2)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        lambda model, adata: model.get_elbo(adata),
+        lambda model, adata: model.get_marginal_ll(adata, n_mc_samples=2),
+        lambda model, adata: model.get_latent_representation(adata),
+        lambda model, adata: model.to_arviz(adata=adata, num_samples=2),
+    ],
+    ids=["elbo", "marginal", "latent", "arviz"],
+)
+def test_other_data_are_matched_once_per_query(
+    model: SCVI, query: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matched = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        matched.append(args)
+        return transferred_manager(*args, **kwargs)
+
+    monkeypatch.setattr("pyrovi.model.base.transferred_manager", counting)
+    query(model, make_data(seed=4))
+    assert len(matched) == 1

@@ -22,6 +22,7 @@ from pyrovi.posterior.labels import label
 if TYPE_CHECKING:
     import xarray as xr
 
+    from pyrovi.data import AnnDataManager
     from pyrovi.model.base import BaseModelClass
 
 _COLUMNS = "_column"
@@ -82,9 +83,10 @@ def to_arviz(
         raise ModelError(
             f"Unknown group {', '.join(map(repr, unknown))}; groups are: {', '.join(GROUPS)}."
         )
+    manager = model.manager_of(adata)
     options: dict[str, Any] = {
         "num_samples": num_samples,
-        "adata": adata,
+        "adata": manager,
         "indices": indices,
         "batch_size": batch_size,
         "seed": seed,
@@ -97,16 +99,17 @@ def to_arviz(
         "log_likelihood": lambda: with_chain(model.log_likelihood(**options)),
         "prior": lambda: with_chain(model.sample_prior(latent, **options)),
         "prior_predictive": lambda: with_chain(model.sample_prior(observed, **options)),
-        "observed_data": lambda: _registered(model, adata, indices, observed=True),
-        "constant_data": lambda: _registered(model, adata, indices, observed=False),
+        "observed_data": lambda: _registered(model, manager, indices, observed=True),
+        "constant_data": lambda: _registered(model, manager, indices, observed=False),
     }
     made = {group: makers[group]() for group in groups}
     return to_container(made, _attributes(model, seed))
 
 
-def _registered(model: BaseModelClass, adata: Any, indices: Any, *, observed: bool) -> xr.Dataset:
+def _registered(
+    model: BaseModelClass, manager: AnnDataManager, indices: Any, *, observed: bool
+) -> xr.Dataset:
     """Registered per-observation data: the observed fields, or all others (the covariates)."""
-    manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
     names = set(model.sites.names(Role.OBSERVED))
     sites = {

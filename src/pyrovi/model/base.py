@@ -186,14 +186,18 @@ class BaseModelClass(ABC):
 
         return registry_var_names(self._registry)
 
-    def manager_of(self, adata: AnyData | None) -> AnnDataManager:
+    def manager_of(self, adata: AnyData | AnnDataManager | None) -> AnnDataManager:
         """Manager of the data of a query: the model's own, or one transferred to ``adata``.
+
+        A manager is returned as it is: a query of several steps matches its data only once.
 
         Raises
         ------
         RegistryError
             If ``adata`` does not match the registry.
         """
+        if isinstance(adata, AnnDataManager):
+            return adata
         if adata is None:
             return self.adata_manager
         if self._adata_manager is not None and adata is self._adata_manager.adata:

@@ -60,13 +60,14 @@ def get_elbo(
 
     ``history["elbo_*"]`` records the negative of this as a loss, as scvi-tools does.
     """
+    manager = model.manager_of(adata)
     parts, shared = _observation_means(
-        model, adata, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
+        model, manager, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
     )
     local = parts["reconstruction"] - parts["kl_local"]
     if not return_mean:
         return local
-    shared -= _global_kl(model, model.manager_of(adata), num_samples, seed)
+    shared -= _global_kl(model, manager, num_samples, seed)
     return float(local.mean()) + shared / model.n_obs_training
 
 
@@ -138,12 +139,13 @@ def get_marginal_ll(
     float or numpy.ndarray
         Mean over observations, or one value each.
     """
-    globals_ = posterior_globals(model, num_global_samples, seed, model.manager_of(adata))
+    manager = model.manager_of(adata)
+    globals_ = posterior_globals(model, num_global_samples, seed, manager)
     result = []
     # all pairs of a global and a local draw
     repeated = {k: v.repeat_interleave(n_mc_samples, 0) for k, v in globals_.items()}
     num_pairs = num_global_samples * n_mc_samples
-    for minibatch, run in _minibatches(model, adata, indices, batch_size, "importance", seed):
+    for minibatch, run in _minibatches(model, manager, indices, batch_size, "importance", seed):
         weights = run(importance_story, minibatch, repeated, num_pairs)["log_weight"].double()
         result.append((weights.logsumexp(0) - math.log(num_pairs)).cpu().numpy())
     values = np.concatenate(result)
@@ -160,9 +162,10 @@ def _observation_means(
     seed: int | None,
 ) -> tuple[dict[str, np.ndarray], float]:
     """Mean over draws of the parts of the ELBO of each observation, and of what they share."""
-    globals_ = posterior_globals(model, num_samples, seed, model.manager_of(adata))
+    manager = model.manager_of(adata)
+    globals_ = posterior_globals(model, num_samples, seed, manager)
     collected, shared, n = [], 0.0, 0
-    for minibatch, run in _minibatches(model, adata, indices, batch_size, "bound", seed):
+    for minibatch, run in _minibatches(model, manager, indices, batch_size, "bound", seed):
         values = run(elbo_story, minibatch, globals_, num_samples)
         # training, too, weighs the minibatches by their size
         shared += float(values.pop("shared").double().mean()) * minibatch.n
@@ -174,14 +177,14 @@ def _observation_means(
 
 def _minibatches(
     model: BaseModelClass,
-    adata: Any,
+    manager: AnnDataManager,
     indices: Any,
     batch_size: int | None,
     purpose: str,
     seed: int | None,
 ) -> Iterator[tuple[Minibatch, Callable[..., dict[str, torch.Tensor]]]]:
     """Minibatches of a query, each with a function that runs its story for many draws."""
-    _, _, loader = model.loader(adata, indices)
+    _, _, loader = model.loader(manager, indices)
     device, mapper = model.device, DrawMapper(model.module)
     for position, minibatch in enumerate(loader(batch_size or settings.batch_size)):
         yield minibatch.to(device), partial(_run, model, mapper, (purpose, position), seed)

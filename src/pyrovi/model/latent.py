@@ -103,13 +103,12 @@ def get_latent_representation(
     numpy.ndarray or tuple
         Shape ``(n, n_latent)``.
     """
-    moments = guide_moments(model, "z", adata, indices, batch_size)
     if return_dist:
-        return moments
+        return guide_moments(model, "z", adata, indices, batch_size)
     options: dict[str, Any] = {"adata": adata, "indices": indices, "batch_size": batch_size}
     if not give_mean:
         return model.sample_posterior("latent", num_samples=1, **options)["latent"].values[0]
     if model.module.latent_distribution == "normal":
-        return moments[0]
+        return guide_moments(model, "z", **options)[0]
     draws = model.sample_posterior("latent", num_samples=mc_samples, reduce="mean", **options)
     return draws["latent"].values
