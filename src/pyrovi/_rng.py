@@ -44,3 +44,14 @@ def stream(*purpose: str | int, seed: int | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(*purpose, seed=seed))
         yield
+
+
+@contextmanager
+def root_seed(seed: int | None) -> Iterator[None]:
+    """Use another value of ``settings.seed`` inside; ``None`` changes nothing."""
+    before = settings.seed
+    settings.seed = before if seed is None else int(seed)
+    try:
+        yield
+    finally:
+        settings.seed = before

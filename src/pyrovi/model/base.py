@@ -102,6 +102,7 @@ class BaseModelClass(ABC):
         self._row_names: pd.Index | None = None
         self._history: dict[str, dict[int, float]] = {}
         self._training: training.TrainingRecord | None = None
+        self._restarts: list[dict[str, torch.Tensor]] = []
         self.is_trained = False
         self.train_indices: np.ndarray | None = None
         self.validation_indices: np.ndarray | None = None

@@ -131,8 +131,29 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         return self._run(self.model, "model", minibatch)
 
     def run_guide(self, minibatch: Minibatch) -> Any:
-        """Run ``guide`` on a minibatch, with the minibatch in scope."""
+        """Run ``guide`` (or what :meth:`use_posterior` has put in its place) on a minibatch."""
+        if self.posterior is not None:
+            return self._run(self.posterior, "posterior", minibatch)
         return self._run(self.guide, "guide", minibatch)
+
+    @property
+    def posterior(self) -> PyroModule | None:
+        """What latents are drawn from in place of the guide; ``None`` for the guide itself."""
+        return self._modules.get("posterior")  # type: ignore[return-value]
+
+    def use_posterior(self, posterior: PyroModule | None) -> None:
+        """Draw latents from the result of another method than SVI; ``None`` returns to the guide.
+
+        Parameters
+        ----------
+        posterior
+            Module that draws every latent site when it is called without arguments, like a guide.
+        """
+        if posterior is None:
+            self._modules.pop("posterior", None)
+        else:
+            adopt(posterior)
+            self._modules["posterior"] = posterior
 
     def _run(self, function: Callable[..., Any], which: str, minibatch: Minibatch) -> Any:
         if self._names is None:
@@ -171,6 +192,7 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         self._names = {
             "model": self._argument_names("model", small),
             "guide": self._argument_names("guide", small),
+            "posterior": (),
         }
         self._needs_context = self._has_pyro_attributes()
         read = _RecordParameters()
