@@ -16,12 +16,14 @@ if TYPE_CHECKING:
         dataloaders,
         distributions,
         errors,
+        fields,
         model,
         module,
         nn,
         posterior,
         train,
     )
+    from pyrovi.model.custom import from_pyro
     from pyrovi.model.persistence import load_any as load
     from pyrovi.module.plates import obs_plate, plate
 
@@ -34,6 +36,8 @@ __all__ = [
     "dataloaders",
     "distributions",
     "errors",
+    "fields",
+    "from_pyro",
     "load",
     "model",
     "module",
@@ -55,6 +59,7 @@ __getattr__, __dir__ = lazy_attributes(
                 "dataloaders",
                 "distributions",
                 "errors",
+                "fields",
                 "model",
                 "module",
                 "nn",
@@ -63,6 +68,7 @@ __getattr__, __dir__ = lazy_attributes(
             ),
             "",
         ),
+        "from_pyro": "pyrovi.model.custom",
         "load": "pyrovi.model.persistence:load_any",
         "obs_plate": "pyrovi.module.plates",
         "plate": "pyrovi.module.plates",

@@ -6,9 +6,11 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import torch
 
 import pyrovi as pv
 from pyrovi.criticism import posterior_predictive_checks
+from pyrovi.criticism.statistics import Dropout
 from pyrovi.data.fields import LayerField
 from pyrovi.errors import ModelError
 from pyrovi.model import BaseModelClass
@@ -62,8 +64,6 @@ def test_interval_coverage_and_p_values(checks) -> None:
 
 
 def test_checks_leave_the_mode_and_the_random_state_alone(trained) -> None:
-    import torch
-
     before = torch.get_rng_state()
     first = posterior_predictive_checks(trained, num_samples=2)
     second = posterior_predictive_checks(trained, num_samples=2)
@@ -122,3 +122,82 @@ def test_a_site_that_is_not_observed_is_refused(trained) -> None:
         posterior_predictive_checks(trained, "z")
     with pytest.raises(ModelError, match="num_samples must be at least 1, got 0"):
         posterior_predictive_checks(trained, num_samples=0)
+
+
+def test_all_statistics_see_the_same_draws(poisson) -> None:
+    def covariance(values, minibatch):
+        return torch.einsum("sni,snj->sij", values, values)
+
+    found = posterior_predictive_checks(
+        poisson,
+        num_samples=8,
+        batch_size=7,
+        statistics=[
+            "moments",
+            "extremes",
+            "frequencies",
+            "quantiles",
+            Dropout("batch"),
+            covariance,
+        ],
+    )
+    draws = poisson.posterior_predictive(num_samples=8, batch_size=7)["counts"].to_numpy()
+    replicated = found.replicated
+    np.testing.assert_allclose(replicated["mean"], draws.mean(1), rtol=1e-6)
+    np.testing.assert_array_equal(replicated["maximum"], draws.max(1))
+    np.testing.assert_allclose(
+        replicated["covariance"], np.einsum("sni,snj->sij", draws, draws), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        replicated["quantile"].sel(probability=0.5),
+        np.quantile(draws, 0.5, axis=1, method="inverted_cdf"),
+    )
+    groups = poisson.adata.obs["batch"].to_numpy()
+    expected = np.stack([(draws[:, groups == g] == 0).mean(1) for g in np.unique(groups)], 1)
+    np.testing.assert_allclose(replicated["dropout"], expected, rtol=1e-6)
+    assert found.summary().loc["dropout", "values"] == 10
+
+
+def test_statistics_of_globals_do_not_depend_on_the_batch_size(poisson) -> None:
+    means = [
+        posterior_predictive_checks(poisson, num_samples=40, batch_size=size).replicated["mean"]
+        for size in (7, 40)
+    ]
+    # the same rates, other noise: 40 observations leave a standard error of sqrt(rate / 40)
+    rates = poisson.sample_posterior("rate", num_samples=40)["rate"].to_numpy()
+    for mean in means:
+        assert np.abs((mean - rates) / np.sqrt(rates / 40)).max() < 5
+
+
+def test_prior_checks_draw_from_the_prior(poisson) -> None:
+    found = posterior_predictive_checks(poisson, num_samples=60, prior=True)
+    prior = poisson.sample_prior("rate", num_samples=60)["rate"].to_numpy()
+    means = found.replicated["mean"].to_numpy()
+    assert np.corrcoef(prior.ravel(), means.ravel())[0, 1] > 0.95
+    assert means.mean() == pytest.approx(2.0, abs=0.5)
+
+
+def test_the_model_runs_once_per_draw_and_minibatch(poisson) -> None:
+    runs = []
+
+    original = poisson.module.model
+
+    def counted(X):
+        runs.append(len(X))
+        return original(X)
+
+    poisson.module.model = counted
+    try:
+        posterior_predictive_checks(poisson, num_samples=3, batch_size=20)
+    finally:
+        del poisson.module.model
+    assert runs == [20, 20]  # vectorised over draws; observed values come from the same run
+
+
+def test_unknown_statistics_are_explained(poisson) -> None:
+    with pytest.raises(ModelError, match="Unknown statistic 'median': expected one of 'moments'"):
+        posterior_predictive_checks(poisson, statistics=["median"])
+    with pytest.raises(ModelError, match="statistics is empty"):
+        posterior_predictive_checks(poisson, statistics=[])
+    with pytest.raises(ModelError, match="Two statistics are named 'mean'"):
+        posterior_predictive_checks(poisson, num_samples=2, statistics=["moments", "moments"])

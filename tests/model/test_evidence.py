@@ -20,7 +20,7 @@ def column() -> np.ndarray:
 
 
 def test_elbo_of_the_exact_posterior_is_the_log_evidence_global(column: np.ndarray) -> None:
-    model = given(column, Mean(*Mean.posterior(column)))
+    model = given(column, Mean(*Mean.exact_posterior(column)))
     # the bound is exact on average over the posterior, and its sum needs many draws
     assert model.get_elbo(num_samples=20_000) * 30 == pytest.approx(
         Mean.log_evidence(column), abs=0.02
@@ -108,7 +108,7 @@ def test_evidence_is_of_the_given_observations_in_their_order() -> None:
 
 
 def test_global_latents_are_averaged_over_their_posterior(column: np.ndarray) -> None:
-    loc, scale = Mean.posterior(column)
+    loc, scale = Mean.exact_posterior(column)
     model = given(column, Mean(loc, scale))
     found = model.get_marginal_ll(n_mc_samples=1, num_global_samples=4_000, return_mean=False)
     predictive = stats.norm(loc, np.hypot(scale, Mean.sd)).logpdf(column[:, 0])

@@ -97,7 +97,7 @@ class Mean(PyroBaseModule):
         pyro.sample("mu", dist.Normal(self.loc, self.log_scale.exp()))
 
     @classmethod
-    def posterior(cls, X: np.ndarray) -> tuple[float, float]:
+    def exact_posterior(cls, X: np.ndarray) -> tuple[float, float]:
         variance = 1 / (1 / cls.prior_sd**2 + len(X) / cls.sd**2)
         return float(variance * X.sum() / cls.sd**2), math.sqrt(variance)
 

@@ -89,7 +89,7 @@ def test_joint_guides_find_the_exact_posterior_of_globals(guide: str) -> None:
     model = given(X, Pair(only_global, getattr(autoguide, guide)(only_global)))
     model.train(max_epochs=400, batch_size=30, train_size=1.0, lr=0.03, enable_progress_bar=False)
     draws = model.sample_posterior("mu", num_samples=4_000)["mu"].values
-    loc, scale = Mean.posterior(X)
+    loc, scale = Mean.exact_posterior(X)
     assert draws.mean() == pytest.approx(loc, abs=0.35 * scale)
     assert draws.std() == pytest.approx(scale, rel=0.3)
     bound = model.get_elbo(num_samples=4_000) * 30

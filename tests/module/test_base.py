@@ -139,7 +139,7 @@ def test_minibatch_elbo_is_unbiased() -> None:
 def test_training_finds_the_exact_posterior(batch_size: int | None) -> None:
     X = np.random.default_rng(1).normal(1.0, 2.0, size=(40, 1)).astype(np.float32)
     model = given(X, Mean())
-    loc, scale = Mean.posterior(X)
+    loc, scale = Mean.exact_posterior(X)
     optimizer = pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.96}
     )

@@ -76,7 +76,7 @@ def test_exact_moments_of_local_and_global_draws() -> None:
 
 
 def test_posterior_predictive_moments(column: np.ndarray) -> None:
-    loc, scale = Mean.posterior(column)
+    loc, scale = Mean.exact_posterior(column)
     model = given(column, Mean(loc, scale))
     x = model.posterior_predictive(num_samples=20_000, indices=[0, 1])["X"].values[..., 0]
     sd = np.hypot(scale, Mean.sd)

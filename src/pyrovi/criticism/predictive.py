@@ -1,28 +1,34 @@
-"""Posterior predictive checks: statistics of the data beside those of data the model would make."""
+"""Predictive checks: statistics of the data beside those of data the model would make."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from pyrovi._rng import stream
-from pyrovi._settings import settings
-from pyrovi.criticism.statistics import Moments
+from pyrovi.criticism.quantiles import Quantiles
+from pyrovi.criticism.replicated import observed_site, stream_replicated
+from pyrovi.criticism.statistics import (
+    VARIABLE,
+    Additive,
+    CheckedData,
+    Extremes,
+    Frequencies,
+    Moments,
+    ObservationZeros,
+    Statistic,
+    StatisticSpec,
+    as_numpy,
+)
 from pyrovi.errors import ModelError
-from pyrovi.model.draws import posterior_globals
-from pyrovi.module.ledger import Role
 from pyrovi.module.plates import OBS_PLATE
-from pyrovi.posterior.engine import posterior_query, stream_query
-from pyrovi.posterior.vectorise import map_draws
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
     from pyrovi.model.base import BaseModelClass
-    from pyrovi.module.ledger import Site
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class PredictiveChecks:
     site
         The observed site.
     observed
-        Dataset with ``mean``, ``variance`` and ``zero_fraction`` of each variable over the
-        observations, and the ``total`` of each observation.
+        Dataset of statistics. By default ``mean``, ``variance`` and ``zero_fraction`` of each
+        variable over the observations, and the ``total`` of each observation.
     replicated
         The same with a leading dimension ``draw``: each draw is one replicated data set, made with
         one joint draw of all latents.
@@ -92,7 +98,9 @@ def posterior_predictive_checks(
     model: BaseModelClass,
     site: str | None = None,
     *,
+    statistics: Sequence[StatisticSpec] | Mapping[str, StatisticSpec] | None = None,
     num_samples: int = 100,
+    prior: bool = False,
     adata: Any = None,
     indices: Any = None,
     batch_size: int | None = None,
@@ -101,8 +109,9 @@ def posterior_predictive_checks(
     """Compare statistics of the data with those of replicated data sets.
 
     A replicated data set is one joint draw of the posterior predictive distribution of all
-    observations. The statistics are added up minibatch by minibatch: memory holds
-    ``draws x variables`` and ``draws x observations``, never all draws of all values.
+    observations. The statistics are added up minibatch by minibatch, in one pass over the data:
+    memory holds what the statistics keep (``draws x variables`` or ``draws x observations``), never
+    all draws of all values.
 
     Parameters
     ----------
@@ -110,11 +119,28 @@ def posterior_predictive_checks(
         A fitted model.
     site
         Observed site with one value, or one row of values, per observation; ``None``: the only one.
+    statistics
+        ``None``: ``"moments"``. Otherwise some of
+
+        - ``"moments"``: mean, variance and fraction of zeros of each variable, total of each
+          observation;
+        - ``"extremes"``: largest value of each variable and of all;
+        - ``"zeros"``: fraction of zeros of each observation;
+        - ``"frequencies"``: how often each count occurs (for rootograms);
+        - ``"quantiles"``: of the counts of each variable;
+        - a :class:`Statistic`, e.g. ``Dropout("batch")``, ``Quantiles([0.5, 0.99])``;
+        - a function of values of shape ``(draws, observations, variables)`` and the minibatch that
+          returns ``(draws, ...)``; it is summed over minibatches.
+
+        A mapping gives functions their names.
     num_samples
         Number of replicated data sets.
+    prior
+        Draw all latents from the prior: a prior predictive check.
     adata, indices, batch_size, seed
         As in :meth:`~pyrovi.model.BaseModelClass.posterior_predictive`, of which the replicated
-        data are the draws.
+        data are the draws. Checks of held-out observations (``indices=model.validation_indices``)
+        do not use the data twice.
 
     Returns
     -------
@@ -124,87 +150,98 @@ def posterior_predictive_checks(
     Raises
     ------
     ModelError
-        If the site is not observed, or is not a table with one row per observation.
+        If the site is not observed, or is not a table with one row per observation; if a statistic
+        is unknown, or does not suit the values.
 
     References
     ----------
     Gelman, Meng, Stern: Posterior predictive assessment of model fitness via realized
     discrepancies. Statistica Sinica 6, 733-807 (1996).
+
+    Moran, Cunningham, Blei: The posterior predictive null. Bayesian Analysis 18, 1071-1097 (2023).
     """
-    if num_samples < 1:
-        raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
-    checked = _observed_site(model, site)
-    sites = {checked.name: checked}
-    manager, positions, loader = model.loader(adata, indices)
-    globals_ = posterior_globals(model, num_samples, seed, manager)
-    one = {name: draws[:1] for name, draws in globals_.items()}
-    as_observed = posterior_query(model.module, [checked.name])
-    replicated, observed = Moments(), Moments()
-    batches = stream_query(
-        model.module,
-        loader,
-        posterior_query(model.module, [checked.name], predictive=True),
-        globals_,
-        sites,
-        num_draws=num_samples,
-        batch_size=batch_size or settings.batch_size,
+    checked = observed_site(model, site)
+    of_replicated = _statistics(statistics)
+    of_observed = copy.deepcopy(of_replicated)
+    manager, positions, batches = stream_replicated(
+        model,
+        checked,
+        num_samples,
+        prior=prior,
+        adata=adata,
+        indices=indices,
+        batch_size=batch_size,
         seed=seed,
     )
-    for minibatch, draws in batches:
-        replicated.update(_table(draws[checked.name], checked))
-        with stream("draws", "observed", seed=seed):
-            values = map_draws(as_observed(minibatch), one, 1)
-        observed.update(_table(values[checked.name], checked))
+    about: CheckedData | None = None
+    for minibatch, replicated, observed in batches:
+        if about is None:
+            about = CheckedData(manager.adata, checked.name, replicated.shape[-1])
+            for statistic in (*of_replicated, *of_observed):
+                statistic.prepare(about)
+        for one, other in zip(of_replicated, of_observed, strict=True):
+            one.update(replicated, minibatch)
+            other.update(observed, minibatch)
 
     coords = model.coords(manager, positions)
     variable = (checked.dims[1] if len(checked.dims) > 1 else None) or checked.name
-    data = {name: value[0] for name, value in observed.result().items()}
     return PredictiveChecks(
         checked.name,
-        _dataset(data, (), variable, coords),
-        _dataset(replicated.result(), ("draw",), variable, coords),
+        _dataset(of_observed, variable, coords).isel(draw=0),
+        _dataset(of_replicated, variable, coords),
     )
 
 
-def _observed_site(model: BaseModelClass, name: str | None) -> Site:
-    observed = model.sites.names(Role.OBSERVED)
-    if name is None and len(observed) != 1:
-        raise ModelError(
-            f"The model has {len(observed)} observed sites ({', '.join(observed) or 'none'}); name "
-            "the one to check: site=..."
-        )
-    name = observed[0] if name is None else name
-    if name not in observed:
-        raise ModelError(
-            f"{name!r} is not an observed site; observed are: {', '.join(observed) or 'none'}."
-        )
-    site = model.sites[name]
-    if not site.is_local or site.dims[0] != OBS_PLATE or len(site.dims) > 2:
-        raise ModelError(
-            f"{name!r} has dimensions {site.dims}; predictive checks need one value, or one row of "
-            f"values, per observation: ({OBS_PLATE!r}, ...)."
-        )
-    return site
+NAMED: dict[str, Callable[[], Statistic]] = {
+    "moments": Moments,
+    "extremes": Extremes,
+    "zeros": ObservationZeros,
+    "frequencies": Frequencies,
+    "quantiles": Quantiles,
+}
+"""Statistics that are known by a word."""
 
 
-def _table(values: Tensor, site: Site) -> Tensor:
-    """Draws as ``(S, n, d)``."""
-    return values[..., None] if len(site.dims) == 1 else values
+def _statistics(
+    given: Sequence[StatisticSpec] | Mapping[str, StatisticSpec] | None,
+) -> list[Statistic]:
+    if given is None:
+        return [Moments()]
+    if isinstance(given, str | Statistic) or callable(given):
+        given = [given]
+    named = given.items() if isinstance(given, Mapping) else ((None, spec) for spec in given)
+    made: list[Statistic] = []
+    for name, spec in named:
+        if isinstance(spec, Statistic):
+            made.append(copy.deepcopy(spec))
+        elif isinstance(spec, str) and spec in NAMED:
+            made.append(NAMED[spec]())
+        elif callable(spec):
+            made.append(Additive(str(name or getattr(spec, "__name__", "statistic")), spec))
+        else:
+            raise ModelError(
+                f"Unknown statistic {spec!r}: expected one of {', '.join(map(repr, NAMED))}, a "
+                "Statistic, or a function of (values, minibatch)."
+            )
+    if not made:
+        raise ModelError("statistics is empty: name at least one, or leave it out.")
+    return made
 
 
-def _dataset(
-    values: dict[str, Tensor], leading: tuple[str, ...], variable: str, coords: Any
-) -> xr.Dataset:
+def _dataset(statistics: Sequence[Statistic], variable: str, coords: Any) -> xr.Dataset:
     import xarray as xr
 
-    arrays = {name: value.numpy() for name, value in values.items()}
-    last = {name: OBS_PLATE if name == "total" else variable for name in arrays}
-    labels = {last[name]: coords(last[name]) for name in arrays}
-    return xr.Dataset(
-        {name: ((*leading, last[name]), array) for name, array in arrays.items()},
-        coords={
-            dim: [str(label) for label in names]
-            for dim, names in labels.items()
-            if names is not None
-        },
-    )
+    arrays: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
+    for statistic in statistics:
+        for name, summary in statistic.result().items():
+            if name in arrays:
+                raise ModelError(f"Two statistics are named {name!r}: give them other names.")
+            dims = tuple(variable if dim == VARIABLE else dim for dim in summary.dims)
+            arrays[name] = (("draw", *dims), as_numpy(summary))
+            labels.update(summary.coords)
+    for dim in (variable, OBS_PLATE):
+        names = coords(dim)
+        if names is not None and any(dim in dims for dims, _ in arrays.values()):
+            labels[dim] = [str(label) for label in names]
+    return xr.Dataset(arrays, coords=labels)

@@ -46,21 +46,23 @@ _STYLE = {
 
 
 @contextmanager
-def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Make a figure with axes side by side, drawn in pyrovi's style inside the context.
+def figure(
+    width: float, height: float, columns: int = 1, rows: int = 1
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Make a figure with a grid of axes, drawn in pyrovi's style inside the context.
 
     Parameters
     ----------
     width, height
         Size in inches.
-    columns
-        Number of axes.
+    columns, rows
+        Number of axes side by side, and one below the other.
 
     Yields
     ------
     tuple
-        The figure and its axes. The figure belongs to nobody else: pyplot does not know it, so
-        that many figures leave nothing behind.
+        The figure and its axes, row by row. The figure belongs to nobody else: pyplot does not
+        know it, so that many figures leave nothing behind.
 
     Raises
     ------
@@ -71,4 +73,22 @@ def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figu
     figures = require("matplotlib.figure", "plots")
     with matplotlib.rc_context(_STYLE):
         made = figures.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        yield made, list(made.subplots(1, columns, squeeze=False)[0])
+        yield made, list(made.subplots(rows, columns, squeeze=False).ravel())
+
+
+@contextmanager
+def axes_of(ax: Axes | None, width: float, height: float) -> Iterator[Axes]:
+    """The axes given, or those of a new figure, drawn in pyrovi's style inside the context.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw into; ``None`` makes a figure (``ax.figure``).
+    width, height
+        Size of a new figure in inches.
+    """
+    if ax is not None:
+        yield ax
+        return
+    with figure(width, height) as (_, (made,)):
+        yield made

@@ -160,6 +160,16 @@ def check_values(
     return None if backed else columns
 
 
+def holds_counts(matrix: AnyMatrix) -> bool:
+    """Whether all values (on disk: those of a sample of blocks) are non-negative integers."""
+    blocks = _sampled_blocks(matrix) if is_backed(matrix) else [(0, 0, matrix)]
+    return all(
+        _bad_values(values, counts=True) is None
+        for _, _, block in blocks
+        for _, values in value_chunks(block)
+    )
+
+
 def _sampled_blocks(matrix: AnyMatrix) -> Iterator[tuple[int, int, AnyMatrix]]:
     """Blocks of a matrix on disk, in memory, with the row and the column they start at."""
     from pyrovi._rng import generator  # imports torch

@@ -90,6 +90,7 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
         self._rows: dict[str, Rows] = {}
         self._whole: dict[str, NDArray[Any]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for name in names:
             if name not in specs:
                 raise MissingKeyError(
@@ -98,7 +99,8 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
                 )
             spec = specs[name]
             data = manager.get_from_registry(name)
-            self._dtypes[name] = np.dtype(dtypes.get(name) or spec["dtype"])
+            self._dtypes[name] = np.dtype(dtypes.get(name) or tensor_dtype(spec))
+            self._shapes[name] = tuple(spec["shape"])
             if self._dtypes[name].kind not in "biuf":
                 raise DataError(
                     f"Field {name!r} is of dtype {spec['dtype']}, expected numbers; leave it out "
@@ -154,7 +156,7 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
         rows = self._rows[name].take(index)
         dtype = self._dtypes[name]
         if not sp.issparse(rows):
-            return np.ascontiguousarray(rows, dtype=dtype)
+            return np.ascontiguousarray(rows, dtype=dtype).reshape(-1, *self._shapes[name])
         # Stored values are converted before the zeros exist.
         rows = rows.astype(dtype, copy=False)
         return _sparse_csr_tensor(rows) if self.load_sparse_tensor else rows.toarray()
@@ -187,6 +189,12 @@ class MinibatchDataset(Dataset[Minibatch]):
             return items
         tensors = {name: torch.as_tensor(value) for name, value in items.items()}
         return Minibatch(tensors, torch.as_tensor(index), self.n_obs)
+
+
+def tensor_dtype(spec: Mapping[str, Any]) -> str:
+    """Type of a field's tensor; floating ones have torch's default type if that is double."""
+    double = torch.get_default_dtype() == torch.float64
+    return "float64" if double and spec["dtype"] == "float32" else str(spec["dtype"])
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrovi.dataloaders.dataset import AnnTorchDataset
+from pyrovi.dataloaders.dataset import AnnTorchDataset, tensor_dtype
 from pyrovi.dataloaders.minibatch import Minibatch
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def example_minibatches(
         for key, spec in specs.items():
             shape = (n, *spec["shape"]) if spec["axis"] == "obs" else tuple(spec["shape"])
             fill = 0 if spec["kind"] == "categorical" else 1
-            tensors[key] = torch.full(shape, fill, dtype=getattr(torch, spec["dtype"]))
+            tensors[key] = torch.full(shape, fill, dtype=getattr(torch, tensor_dtype(spec)))
             if key in given:
                 tensors[key] = given[key]
         return Minibatch(tensors, torch.arange(n), n_obs)

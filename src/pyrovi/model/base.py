@@ -19,16 +19,27 @@ from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError, NotSetUpError
 from pyrovi.model import (
+    amortization,
     arviz_export,
+    discrete,
+    elbo_estimate,
     evidence,
+    graph,
+    local_fit,
+    log_prior,
+    marginal,
     persistence,
+    posteriors,
     queries,
     registry_access,
+    restarts,
     rows,
+    simulation,
+    summary,
     training,
 )
 from pyrovi.model.arguments import constructor_arguments
-from pyrovi.model.coords import model_coords
+from pyrovi.model.coords import column_dims, model_coords
 from pyrovi.model.setup import AnyData, register, registered_manager, transferred_manager
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.ledger import SiteLedger
@@ -103,6 +114,7 @@ class BaseModelClass(ABC):
         self._history: dict[str, dict[int, float]] = {}
         self._training: training.TrainingRecord | None = None
         self._restarts: list[dict[str, torch.Tensor]] = []
+        self._restart_records: list[restarts.RestartRecord] = []
         self.is_trained = False
         self.train_indices: np.ndarray | None = None
         self.validation_indices: np.ndarray | None = None
@@ -219,9 +231,12 @@ class BaseModelClass(ABC):
         positions = resolve_indices(indices, manager.n_obs)
 
         def make(batch_size: int) -> Iterable[Minibatch]:
-            batches = AnnDataLoader(
+            batches: Iterable[Minibatch] = AnnDataLoader(
                 manager, positions, batch_size=batch_size, n_obs=self.n_obs_training
             )
+            if posteriors.has_stored_locals(self):
+                known = posteriors.stored_rows(self, manager)[positions]
+                batches = posteriors.with_stored_rows(batches, known)
             if not self.module.row_parameters:
                 return batches
             row_of = rows.rows_of(self, manager)
@@ -260,6 +275,7 @@ class BaseModelClass(ABC):
         manager = self._adata_manager
         fixed = {} if manager is None else fixed_tensors(manager)
         module.materialise(example_minibatches(self._registry, self.summary_stats.n_obs, fixed))
+        module.name_dims(column_dims(self._registry))
         module.eval()
         self._module = module
         self._row_names = rows.names_of_rows(self)
@@ -306,19 +322,34 @@ class BaseModelClass(ABC):
     load_registry = staticmethod(registry_access.load_registry)
 
     train = training.train
+    restart_history = restarts.restart_history
+    restarts = property(restarts.restarts)
     sample_posterior = queries.sample_posterior
     posterior_predictive = queries.posterior_predictive
     sample_prior = queries.sample_prior
+    simulate = simulation.simulate
     log_likelihood = queries.log_likelihood
+    marginal_log_likelihood = marginal.marginal_log_likelihood
+    log_prior = log_prior.log_prior
+    discrete_marginals = discrete.discrete_marginals
+    local_fit = local_fit.local_fit
+    amortization_gap = amortization.amortization_gap
     to_arviz = arviz_export.to_arviz
+    render = graph.render
+    summary = summary.summary
     get_elbo = evidence.get_elbo
+    estimate_elbo = elbo_estimate.estimate_elbo
     get_marginal_ll = evidence.get_marginal_ll
     get_reconstruction_error = evidence.get_reconstruction_error
     save = persistence.save
     load: ClassVar[Any] = classmethod(persistence.load)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self._init_arguments.items())
-        trained = "trained" if self.is_trained else "not trained"
+        arguments = ", ".join(f"{k}={_name(v)}" for k, v in self._init_arguments.items())
+        trained = training.describe(self)
         sizes = ", ".join(f"{v} {k.removeprefix('n_')}" for k, v in self.summary_stats.items())
         return f"{type(self).__name__}({arguments})\n{trained}; {sizes}\n{self.sites!r}"
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or repr(value)

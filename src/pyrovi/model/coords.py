@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,3 +56,12 @@ def _variable_names(registry: dict[str, Any]) -> np.ndarray | None:
         return np.asarray(registry_var_names(registry))
     except MissingKeyError:
         return None
+
+
+def column_dims(registry: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> name of the dimension of its columns: ``"var"`` for layers, else the field's own."""
+    return {
+        key: "var" if entry["data_registry"].get("attr_name") in ("X", "layers") else key
+        for key, entry in registry["field_registries"].items()
+        if entry["tensor"] is not None and len(entry["tensor"]["shape"]) == 1
+    }

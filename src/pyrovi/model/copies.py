@@ -1,4 +1,4 @@
-"""Fresh copies of a model: the same class and arguments, untrained, on the same or on other data."""
+"""Fresh copies of a model: the same class and arguments, untrained, on the same or other data."""
 
 from __future__ import annotations
 

@@ -6,17 +6,25 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pyrovi.dataloaders.example import example_minibatches, fixed_tensors
+from pyrovi.errors import ModelError
+from pyrovi.model.posteriors import has_stored_locals
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
+from pyrovi.module.stored import ROWS, StoredDraws
 from pyrovi.posterior.globals import draw_globals
 
 if TYPE_CHECKING:
     from pyrovi.data import AnnDataManager
     from pyrovi.dataloaders.minibatch import Minibatch
     from pyrovi.model.base import BaseModelClass
+
+
+GUIDE_DRAWS = 250
+"""Number of draws of a guide unless told otherwise."""
 
 
 def warn_if_untrained(model: BaseModelClass) -> None:
@@ -51,15 +59,36 @@ def example_on_device(model: BaseModelClass, manager: AnnDataManager | None) -> 
         Manager of the queried data; ``None`` for the model's own.
     """
     fixed = fixed_tensors(model.adata_manager if manager is None else manager)
-    return example_minibatches(model.registry, model.n_obs_training, fixed)(2).to(model.device)
+    example = example_minibatches(model.registry, model.n_obs_training, fixed)(2).to(model.device)
+    if not has_stored_locals(model):
+        return example
+    first = torch.zeros(example.n, dtype=torch.int64, device=model.device)  # as good as any row
+    return example.replace(tensors={**example.tensors, ROWS: first})
+
+
+def resolve_num_samples(model: BaseModelClass, num_samples: int | None) -> int:
+    """Number of draws of a query: ``None`` is all stored draws, or 250 of a guide.
+
+    Raises
+    ------
+    ModelError
+        If the number is smaller than 1.
+    """
+    if num_samples is None:
+        posterior = model.module.posterior
+        return posterior.num_available if isinstance(posterior, StoredDraws) else GUIDE_DRAWS
+    if num_samples < 1:
+        raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
+    return num_samples
 
 
 def posterior_globals(
     model: BaseModelClass,
-    num_samples: int,
+    num_samples: int | None,
     seed: int | None = None,
     manager: AnnDataManager | None = None,
 ) -> Mapping[str, Tensor]:
     """Joint draws of the global sites, given the queried data's manager."""
     warn_if_untrained(model)
-    return draw_globals(model.module, example_on_device(model, manager), num_samples, seed)
+    count = resolve_num_samples(model, num_samples)
+    return draw_globals(model.module, example_on_device(model, manager), count, seed)

@@ -13,9 +13,11 @@ import torch
 from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.errors import ModelError
 from pyrovi.model.draws import example_on_device, posterior_globals
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.bounds import elbo_story, global_kl_story, importance_story
 from pyrovi.posterior.engine import draws_at_once
 from pyrovi.posterior.globals import global_chunks
@@ -52,6 +54,11 @@ def get_elbo(
     seed
         Root seed.
 
+    Raises
+    ------
+    ModelError
+        If the posterior is stored draws (of MCMC, Pathfinder or a mode): they have no density.
+
     Notes
     -----
     Masks and scales (``poutine.mask``, ``poutine.scale``) of model and guide weigh the terms as
@@ -60,6 +67,7 @@ def get_elbo(
 
     ``history["elbo_*"]`` records the negative of this as a loss, as scvi-tools does.
     """
+    _refuse_stored(model)
     manager = model.manager_of(adata)
     parts, shared = _observation_means(
         model, manager, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
@@ -69,6 +77,16 @@ def get_elbo(
         return local
     shared -= _global_kl(model, manager, num_samples, seed)
     return float(local.mean()) + shared / model.n_obs_training
+
+
+def _refuse_stored(model: BaseModelClass) -> None:
+    if isinstance(model.module.posterior, StoredDraws):
+        assert model._training is not None
+        raise ModelError(
+            f"An ELBO needs the density of the posterior, and method={model._training.method!r} "
+            "gives draws without one. Compare models by get_marginal_ll() or LOO; "
+            "method='laplace' and 'svi' have an ELBO."
+        )
 
 
 def get_reconstruction_error(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pyrovi.errors import SaveLoadError
+from pyrovi.model.callables import is_function, qualified_name, recall, remember
 
 _KIND = "__pyrovi__"
 
@@ -49,6 +50,9 @@ def encode(value: Any, where: str) -> Any:
         return [encode(v, where) for v in value]
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value) and _KIND not in value:
         return {k: encode(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if is_function(value):
+        remember(value)
+        return {_KIND: "function", "name": qualified_name(value)}
     raise SaveLoadError(
         f"{where} is a {type(value).__module__}.{type(value).__name__}, which cannot be written as "
         "JSON. Models are saved without pickle: pass numbers, strings, lists, dicts, arrays or "
@@ -109,4 +113,5 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "tuple": lambda value: tuple(decode(v) for v in value["items"]),
     "array": _array,
     "frame": _frame,
+    "function": lambda value: recall(value["name"]),
 }

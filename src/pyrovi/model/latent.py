@@ -13,6 +13,7 @@ from pyrovi._settings import settings
 from pyrovi.errors import ModelError
 from pyrovi.model.draws import warn_if_untrained
 from pyrovi.module.base import evaluation_mode
+from pyrovi.module.guides import StoryGuide
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.stories import guide_trace
 
@@ -57,7 +58,7 @@ def guide_moments(
             f"{', '.join(model.sites.names(Role.LOCAL)) or 'none'}."
         )
     module = model.module
-    if model.sites.names(Role.GLOBAL) or isinstance(module.guide, AutoGuide):
+    if model.sites.names(Role.GLOBAL) or isinstance(module.guide, (AutoGuide, StoryGuide)):
         options: dict[str, Any] = {"adata": adata, "indices": indices, "batch_size": batch_size}
         draws = model.sample_posterior(
             site, num_samples=_DRAWS_FOR_MOMENTS, reduce=["mean", "sd"], **options

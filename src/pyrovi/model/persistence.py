@@ -29,6 +29,14 @@ from pyrovi.model.files import (
     write_folder,
 )
 from pyrovi.model.json_codec import decode, encode
+from pyrovi.model.posteriors import describe_posterior, restore_posterior
+from pyrovi.model.restart_files import (
+    decode_history,
+    describe_restarts,
+    encode_history,
+    restart_tensors,
+    restore_restarts,
+)
 from pyrovi.model.rows import align_rows, saved_names
 
 if TYPE_CHECKING:
@@ -87,6 +95,7 @@ def load(
     adata: Any = None,
     *,
     device: str | torch.device = "auto",
+    **arguments: Any,
 ) -> Model:
     """Load a model that :meth:`save` has written.
 
@@ -102,6 +111,10 @@ def load(
         ``adata=``.
     device
         Where to put the parameters.
+    arguments
+        Arguments of the class in place of the saved ones. Functions (the story of a model made by
+        :func:`~pyrovi.from_pyro`) are saved by name only, and a function that this process has not
+        given to a model yet has to be passed again: ``load(dir, data, story=my_story)``.
 
     Returns
     -------
@@ -115,25 +128,29 @@ def load(
     RegistryError
         If the data do not match the model's registry.
     """
-    return _load(dir_path, adata, device, expected=cls)
+    return _load(dir_path, adata, device, cls, arguments)
 
 
 def load_any(
-    dir_path: str | Path, adata: Any = None, *, device: str | torch.device = "auto"
+    dir_path: str | Path,
+    adata: Any = None,
+    *,
+    device: str | torch.device = "auto",
+    **arguments: Any,
 ) -> Any:
     """Load a saved model of any class: pyrovi's own, or one that has been imported.
 
     Parameters
     ----------
-    dir_path, adata, device
+    dir_path, adata, device, arguments
         As in :meth:`BaseModelClass.load`.
     """
-    return _load(dir_path, adata, device, expected=None)
+    return _load(dir_path, adata, device, None, arguments)
 
 
 def load_without_data(dir_path: str | Path) -> Any:
     """Load a saved model of any class, without the data that may be saved with it."""
-    return _load(dir_path, False, "cpu", expected=None)
+    return _load(dir_path, False, "cpu", None, {})
 
 
 # ---------------------------------------------------------------------- what is saved
@@ -156,13 +173,16 @@ def _describe(model: BaseModelClass) -> dict[str, Any]:
         "is_trained": model.is_trained,
         "training": None
         if training is None
-        else {"n_obs": training.n_obs, "epochs": training.epochs},
-        "frozen": describe_freezing(model.module),
-        **({} if model._row_names is None else {"obs_names": list(model._row_names)}),
-        "history": {
-            metric: {str(epoch): encode(value, metric) for epoch, value in values.items()}
-            for metric, values in model._history.items()
+        else {
+            "n_obs": training.n_obs,
+            "epochs": training.epochs,
+            "method": training.method,
         },
+        "frozen": describe_freezing(model.module),
+        **({} if (posterior := describe_posterior(model)) is None else {"posterior": posterior}),
+        **({} if model._row_names is None else {"obs_names": list(model._row_names)}),
+        **describe_restarts(model),
+        "history": encode_history(model._history),
         "versions": {package: version(package) for package in _PACKAGES},
         "saved_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -174,6 +194,7 @@ def _tensors(model: BaseModelClass) -> dict[str, Tensor]:
         f"module.{name}": value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.module.state_dict().items()
     }
+    tensors |= restart_tensors(model)
     for name in _INDEX_SETS:
         indices = getattr(model, name)
         if indices is not None:
@@ -184,14 +205,20 @@ def _tensors(model: BaseModelClass) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- what is loaded
 
 
-def _load(dir_path: str | Path, adata: Any, device: Any, expected: type[Any] | None) -> Any:
+def _load(
+    dir_path: str | Path,
+    adata: Any,
+    device: Any,
+    expected: type[Any] | None,
+    arguments: Mapping[str, Any],
+) -> Any:
     folder = Path(dir_path)
     description = read_description(folder)
     cls = _model_class(description, expected)
     tensors = read_tensors(folder)
     if adata is None:
         adata = read_data(folder)
-    model = _rebuild(cls, description, folder)
+    model = _rebuild(cls, description, folder, arguments)
     _restore(model, description, tensors, folder)
     if adata is not None and adata is not False:
         from pyrovi.model.setup import transferred_manager
@@ -236,17 +263,27 @@ def _model_class(description: Mapping[str, Any], expected: type[Any] | None) -> 
     return cls
 
 
-def _rebuild(cls: type[Any], description: Mapping[str, Any], folder: Path) -> Any:
+def _rebuild(
+    cls: type[Any], description: Mapping[str, Any], folder: Path, given: Mapping[str, Any]
+) -> Any:
     """Make the model again from its registry and arguments, with what is frozen frozen."""
     from pyrovi.nn.freezing import apply_freezing
 
     registry = copy.deepcopy(description["registry"])
+    if unknown := [name for name in given if name not in description["arguments"]]:
+        raise SaveLoadError(
+            f"load() got {', '.join(map(repr, unknown))}, which {cls.__name__} does not take. "
+            f"Expected some of its arguments: {', '.join(description['arguments'])}."
+        )
     try:
         check_registry(registry)
-        arguments = {name: decode(value) for name, value in description["arguments"].items()}
+        saved = description["arguments"]
+        arguments = {n: decode(v) for n, v in saved.items() if n not in given} | dict(given)
         inspect.signature(cls).bind(registry, **arguments)
         model = cls(registry, **arguments)
         apply_freezing(model.module, description.get("frozen", {}))
+    except SaveLoadError:
+        raise
     except (RegistryError, MissingKeyError, ModelError) as error:
         raise _does_not_fit(cls, folder, str(error)) from error
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
@@ -274,6 +311,10 @@ def _restore(
         if name.startswith("module.")
     }
     try:
+        restore_posterior(model, description.get("posterior"), state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _does_not_fit(type(model), folder, f"posterior: {error!r}.") from error
+    try:
         _take_precision(model.module, state)
         model.module.load_state_dict(state)
     except RuntimeError as error:
@@ -287,14 +328,16 @@ def _restore(
             setattr(model, name, tensors[name].numpy())
     model.is_trained = description["is_trained"]
     try:
-        model._history = {
-            metric: {int(epoch): float(decode(value)) for epoch, value in values.items()}
-            for metric, values in description["history"].items()
-        }
+        model._history = decode_history(description["history"])
         if description["training"] is not None:
             record = description["training"]
-            model._training = TrainingRecord(n_obs=record["n_obs"], epochs=record["epochs"])
+            model._training = TrainingRecord(
+                n_obs=record["n_obs"],
+                epochs=record["epochs"],
+                method=record.get("method", "svi"),
+            )
         model._row_names = saved_names(model, description.get("obs_names"))
+        restore_restarts(model, description.get("restarts", []), tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _does_not_fit(
             type(model), folder, f"history, training or names: {error!r}."

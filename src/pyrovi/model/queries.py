@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyrovi._settings import settings
 from pyrovi.errors import ModelError
-from pyrovi.model.draws import example_on_device, latent_sites, warn_if_untrained
+from pyrovi.model.draws import (
+    example_on_device,
+    latent_sites,
+    resolve_num_samples,
+    warn_if_untrained,
+)
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.bounds import likelihood_story
@@ -37,7 +42,7 @@ def sample_posterior(
     model: BaseModelClass,
     sites: Sites = None,
     *,
-    num_samples: int = 250,
+    num_samples: int | None = None,
     adata: Any = None,
     indices: Any = None,
     batch_size: int | None = None,
@@ -55,7 +60,8 @@ def sample_posterior(
         Names; ``None`` for all latent sites, those that training sums out (enumerated sites in the
         observation plate) included.
     num_samples
-        Number of draws.
+        Number of draws; ``None``: all that are stored (after MCMC, Pathfinder, a point estimate),
+        else 250. Fewer stored draws are chosen evenly, without replacement.
     adata
         Data to query; ``None`` for the model's own.
     indices
@@ -110,7 +116,7 @@ def posterior_predictive(
     model: BaseModelClass,
     sites: Sites = None,
     *,
-    num_samples: int = 100,
+    num_samples: int | None = None,
     adata: Any = None,
     indices: Any = None,
     batch_size: int | None = None,
@@ -175,7 +181,7 @@ def log_likelihood(
     model: BaseModelClass,
     sites: Sites = None,
     *,
-    num_samples: int = 250,
+    num_samples: int | None = None,
     adata: Any = None,
     indices: Any = None,
     batch_size: int | None = None,
@@ -222,7 +228,7 @@ def log_likelihood(
 def _query(
     model: BaseModelClass,
     names: Sequence[str],
-    num_samples: int,
+    num_samples: int | None,
     adata: Any,
     indices: Any,
     batch_size: int | None,
@@ -234,8 +240,7 @@ def _query(
     likelihood: bool = False,
     intervention: Intervention | None = None,
 ) -> xr.Dataset:
-    if num_samples < 1:
-        raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
+    num_samples = resolve_num_samples(model, num_samples)
     if not prior:
         warn_if_untrained(model)
     manager, positions, loader = model.loader(adata, indices)

@@ -108,6 +108,9 @@ def align_rows(model: BaseModelClass) -> None:
         for name, axis in model.module.row_axes.items():
             table = tables[name]
             table.copy_(table.index_select(table.dim() + axis, torch.as_tensor(rows)))
+            for state in model._restarts:
+                saved = state[name]
+                state[name] = saved.index_select(saved.dim() + axis, torch.as_tensor(rows))
     position_of = np.argsort(rows)
     for which in ("train_indices", "validation_indices", "test_indices"):
         indices = getattr(model, which)

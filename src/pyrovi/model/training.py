@@ -12,7 +12,10 @@ import torch
 
 from pyrovi._settings import settings
 from pyrovi.errors import TrainingError
+from pyrovi.model.methods import changed_options, train_by
+from pyrovi.model.restarts import drop_restarts, train_restarts
 from pyrovi.model.rows import check_rows
+from pyrovi.module.stored import StoredDraws
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -29,6 +32,19 @@ class TrainingRecord:
     """Epochs, steps and optimiser state; ``None`` for a model loaded from a file."""
     epochs: int = 0
     stopping_reason: str | None = None
+    method: str = "svi"
+    """How the posterior that queries see was found."""
+
+
+def describe(model: BaseModelClass) -> str:
+    """Whether and how a model has been trained, in a few words."""
+    if not model.is_trained or model._training is None:
+        return "trained" if model.is_trained else "not trained"
+    method = model._training.method
+    posterior = model.module.posterior
+    if isinstance(posterior, StoredDraws):
+        return f"trained by {method} ({posterior.num_chains} x {posterior.num_draws} draws)"
+    return "trained" if method == "svi" else f"trained by {method}"
 
 
 def max_epochs_heuristic(n_obs: int, cap: int = 400, decay_at: int = 20_000) -> int:
@@ -40,6 +56,7 @@ def train(
     model: BaseModelClass,
     max_epochs: int | None = None,
     *,
+    method: str = "svi",
     accelerator: str = "auto",
     devices: Any = 1,
     train_size: float | None = None,
@@ -47,14 +64,27 @@ def train(
     shuffle_set_split: bool = True,
     batch_size: int | str | None = "default",
     load_sparse_tensor: bool = False,
-    early_stopping: bool = False,
+    early_stopping: bool | str = False,
     lr: float | None = None,
+    n_restarts: int = 1,
+    num_workers: int | None = None,
     ckpt_path: str | Path | None = None,
     datasplitter_kwargs: Mapping[str, Any] | None = None,
     plan_kwargs: Mapping[str, Any] | None = None,
     **trainer_kwargs: Any,
 ) -> None:
-    """Fit the model by stochastic variational inference.
+    """Fit the model: by stochastic variational inference, or by another method.
+
+    With ``method="svi"``, the default, the guide is fitted, by minibatches. The others work on all
+    observations (or on ``indices=``) at once and leave parameters and guide as they are; queries
+    then see their result, until the next call. They take options of their own, in place of all
+    those below:
+
+    - ``"nuts"``: Markov chain Monte Carlo (see :func:`~pyrovi.model.mcmc.fit_nuts`);
+    - ``"pathfinder"``: draws along optimisers' paths
+      (:func:`~pyrovi.model.paths.fit_pathfinder`);
+    - ``"laplace"``: a normal at the mode (:func:`~pyrovi.model.modes.fit_laplace`);
+    - ``"map"``: the mode itself (:func:`~pyrovi.model.modes.fit_map`).
 
     Calling it again goes on from the parameters and epochs of the last call. With the same
     ``plan_kwargs`` it is the same run going on: with the optimiser's state, and the KL warm-up as
@@ -65,6 +95,8 @@ def train(
 
     Parameters
     ----------
+    method
+        ``"svi"``, ``"nuts"``, ``"pathfinder"``, ``"laplace"`` or ``"map"``.
     max_epochs
         Epochs of this call; ``None``: 400, fewer above 20,000 observations. With ``ckpt_path``, the
         epochs of the whole run.
@@ -79,9 +111,20 @@ def train(
     load_sparse_tensor
         Send sparse minibatches to the device in compressed form.
     early_stopping
-        Stop when ``elbo_validation`` has stopped improving, and restore the best parameters.
+        ``True``: stop when ``elbo_validation`` has stopped improving, and restore the best
+        parameters. ``"elbo"``: stop when the training ELBO has stopped moving beyond its noise,
+        which needs no held-out observations.
     lr
         Learning rate; short for ``plan_kwargs={"lr": ...}``.
+    n_restarts
+        Number of fits, each from initial values, minibatches and noise of its own, on the same
+        training observations. The model keeps the best one (by the ELBO of the validation, else of
+        the training observations); all of them are the chains of ``to_arviz``, whose R-hat says
+        where they agree. A further call with the same number goes on with all of them; one without
+        goes on with the best and drops the others.
+    num_workers
+        Number of processes that fit restarts at a time; ``None``: the number of CPU cores, or one
+        after the other on a GPU.
     ckpt_path
         Training checkpoint to resume from (see ``enable_checkpointing``).
     datasplitter_kwargs, plan_kwargs
@@ -89,13 +132,17 @@ def train(
         :class:`~pyrovi.train.SVITrainingPlan`.
     trainer_kwargs
         Further arguments of :class:`~pyrovi.train.Trainer` (``early_stopping_patience``,
-        ``enable_checkpointing``, ``logger``, ``callbacks``, ``gradient_clip_val``, ...).
+        ``averaging``, ``enable_checkpointing``, ``logger``, ``callbacks``, ``gradient_clip_val``,
+        ...).
 
     Raises
     ------
     TrainingError
         If training cannot start, or the loss is not finite.
     """
+    if method != "svi":
+        train_by(model, method, changed_options(train, {**locals(), "method": "svi"}))
+        return
     from pyrovi.train.runner import TrainRunner, choose_plan
 
     manager = model.adata_manager
@@ -116,6 +163,27 @@ def train(
         size,
         accelerator,
     )
+    before, last_record = model.module.posterior, model._training
+    model.module.use_posterior(None)  # queries are of the guide again, if training starts
+    if n_restarts != 1:
+        options = {
+            "max_epochs": max_epochs,
+            "accelerator": accelerator,
+            "devices": devices,
+            "batch_size": batch_size,
+            "load_sparse_tensor": load_sparse_tensor,
+            "early_stopping": early_stopping,
+            "lr": lr,
+            "ckpt_path": ckpt_path,
+            "datasplitter_kwargs": datasplitter_kwargs,
+            "plan_kwargs": plan_kwargs,
+            **trainer_kwargs,
+        }
+        split = [data.train_idx, data.val_idx, data.test_idx]
+        train_restarts(model, n_restarts, num_workers, split, options)
+        return
+    if model._restarts:
+        drop_restarts(model)
     _check_batches(model, data.n_train, size)
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
@@ -145,6 +213,9 @@ def train(
         model._training = TrainingRecord(
             data.n_train, plan_arguments, state, epochs, runner.stopping_reason
         )
+        if epochs == 0 and before is not None:  # it has not even begun
+            model.module.use_posterior(before)
+            model._training = last_record
         model.is_trained = model.is_trained or epochs > 0
     model.to_device(runner.trainer.strategy.root_device)
     _fit_held_out_rows(model)
@@ -170,14 +241,14 @@ def _check_batches(model: BaseModelClass, n_train: int, batch_size: int | str | 
 
 def _check_monitors(
     n_val: int,
-    early_stopping: bool,
+    early_stopping: bool | str,
     plan_arguments: Mapping[str, Any],
     trainer_kwargs: Mapping[str, Any],
 ) -> None:
     """Refuse options that watch held-out observations where there are none."""
     monitor = trainer_kwargs.get("early_stopping_monitor", "elbo_validation")
     watching = {
-        "early_stopping=True": early_stopping and monitor,
+        "early_stopping=True": early_stopping is True and monitor,
         "restore_best=True": trainer_kwargs.get("restore_best") and monitor,
         "reduce_lr_on_plateau=True": plan_arguments.get("reduce_lr_on_plateau")
         and plan_arguments.get("lr_scheduler_metric", "elbo_validation"),
@@ -187,7 +258,7 @@ def _check_monitors(
             raise TrainingError(
                 f"{option} watches {metric!r}, but train_size leaves no validation observations; "
                 "use train_size=0.9, watch 'elbo_train', or stop on the training ELBO with "
-                "callbacks=[pyrovi.train.ELBOConvergence()]."
+                "early_stopping='elbo'."
             )
 
 

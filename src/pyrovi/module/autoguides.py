@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from pyro.infer.autoguide import (
@@ -21,8 +23,11 @@ from pyro.nn import PyroModule
 from pyro.poutine.guide import GuideMessenger
 
 from pyrovi.errors import ModelError
+from pyrovi.module.guides.guide import StoryGuide
 from pyrovi.module.ledger import SiteLedger
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, obs_plate
+
+Pair = TypeVar("Pair", bound=PyroModule)
 
 _ROWWISE = (AutoNormal, AutoDelta)
 """Guides that have one row of parameters per observation and pick those of the minibatch."""
@@ -133,9 +138,13 @@ def refuse_varying_supports(module: torch.nn.Module, ledger: SiteLedger) -> None
         If such a site is drawn by an automatic guide.
     """
     for part in module.modules():
-        if not isinstance(part, AutoGuide):
+        if isinstance(part, StoryGuide):
+            names: Iterable[str] = part.site_names
+        elif isinstance(part, AutoGuide):
+            names = _plates_of_sites(part)
+        else:
             continue
-        for name in _plates_of_sites(part):
+        for name in names:
             if ledger[name].support_varies:
                 raise ModelError(
                     f"The support of site {name!r} depends on other latent sites, and "
@@ -182,3 +191,22 @@ def adopt(module: PyroModule) -> None:
     for part in module.modules():
         if isinstance(part, PyroModule):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}
+
+
+def copy_pair(module: Pair) -> Pair:
+    """Deep copy of a model/guide pair.
+
+    Pyro's automatic guides drop the model they belong to when they are copied, the original and the
+    copy: the original gets it back here, and the copy the copied one.
+    """
+    guides = [part for part in module.modules() if isinstance(part, AutoGuide)]
+    kept = [(guide._model, guide.master) for guide in guides]
+    memo: dict[int, Any] = {}
+    try:
+        copied = copy.deepcopy(module, memo)
+    finally:
+        for guide, (model, master) in zip(guides, kept, strict=True):
+            guide._model, guide.master = model, master
+    for guide, (model, _) in zip(guides, kept, strict=True):
+        memo[id(guide)]._model = copy.deepcopy(model, memo)
+    return copied

@@ -28,6 +28,7 @@ from pyrovi.module.autoguides import (
     refuse_unusable,
     refuse_varying_supports,
 )
+from pyrovi.module.guides.discrete import Enumerate
 from pyrovi.module.handlers import is_latent
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
@@ -51,6 +52,7 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        module.train(modes[0][1])  # parts that were made meanwhile, too
         for part, training in modes:
             part.training = training
 
@@ -118,6 +120,16 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
             raise ModelError("The module has not been materialised yet; call module.materialise().")
         return self._ledger
 
+    def name_dims(self, fields: Mapping[str, str]) -> None:
+        """Let observed fields name dimensions that ``site_dims`` does not.
+
+        Parameters
+        ----------
+        fields
+            Field -> name of the dimension of its columns.
+        """
+        self._ledger = self.ledger.named_after(fields)
+
     def default_elbo(self) -> ELBO:
         """The ELBO that training uses unless told otherwise."""
         if self.ledger.names(Role.ENUMERATED):
@@ -128,7 +140,9 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
 
     def run_model(self, minibatch: Minibatch) -> Any:
         """Run ``model`` on a minibatch, with the minibatch in scope."""
-        return self._run(self.model, "model", minibatch)
+        # what a guide by name leaves to summation, the model need not mark itself
+        with Enumerate(getattr(self.guide, "enumerated_sites", ())):
+            return self._run(self.model, "model", minibatch)
 
     def run_guide(self, minibatch: Minibatch) -> Any:
         """Run ``guide`` (or what :meth:`use_posterior` has put in its place) on a minibatch."""

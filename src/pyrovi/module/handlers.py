@@ -88,6 +88,19 @@ class Uncondition(Messenger):
             msg["is_observed"] = True
 
 
+class FloatingObservations(Messenger):
+    """Give observed integers the floating type that log densities are computed in.
+
+    Integers stay integers where a story indexes with them; as the value of, say, a Bernoulli site
+    torch refuses them.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if msg["is_observed"] and isinstance(value, Tensor) and not value.is_floating_point():
+            msg["value"] = value.to(torch.get_default_dtype())
+
+
 def is_factor(msg: Any) -> bool:
     """Whether a site is a ``pyro.factor`` statement: a term of the density without a value."""
     fn = msg["fn"]

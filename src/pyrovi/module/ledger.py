@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 from pyro.poutine import Trace
@@ -15,6 +15,9 @@ from pyrovi.errors import ModelError
 from pyrovi.module.handlers import is_deterministic, is_factor, is_latent, is_random
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.module.sites import check_outside_plate, support_varies
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Role(StrEnum):
@@ -74,6 +77,11 @@ class Site:
         return self.role in (Role.GLOBAL, Role.LOCAL, Role.ENUMERATED)
 
     @property
+    def n_shown(self) -> int:
+        """Number of dimensions worth showing: the value of a factor is an empty event."""
+        return len(self.dims) - (self.role is Role.FACTOR) * self.event_dim
+
+    @property
     def obs_axis(self) -> int | None:
         """Axis of the observations, counted from the right (negative); ``None`` if none."""
         return self.dims.index(OBS_PLATE) - len(self.dims) if self.is_local else None
@@ -112,26 +120,102 @@ class SiteLedger(Mapping[str, Site]):
             return self.names(*default_roles)
         return [self[name].name for name in ([sites] if isinstance(sites, str) else sites)]
 
+    def named_after(self, fields: Mapping[str, str]) -> SiteLedger:
+        """Ledger in which observed fields name dimensions that the module has not named.
+
+        Parameters
+        ----------
+        fields
+            Name of an observed matrix -> name of its columns. Deterministic sites of the matrix's
+            shape (its mean, its rate) take the same.
+        """
+        by_shape: dict[tuple[int | str, ...], tuple[str | None, ...]] = {}
+        for name, columns in fields.items():
+            site = self._sites.get(name)
+            if site is None or site.role is not Role.OBSERVED or _unnamed(site) != [1]:
+                continue
+            if len(site.dims) == 2 and site.is_local:
+                by_shape.setdefault(site.shape, (OBS_PLATE, columns))
+        matching = (Role.OBSERVED, Role.DETERMINISTIC)
+        return SiteLedger(
+            [
+                replace(site, dims=by_shape[site.shape])
+                if site.role in matching and site.shape in by_shape and _unnamed(site) == [1]
+                else site
+                for site in self._sites.values()
+            ]
+        )
+
     @property
     def max_plate_nesting(self) -> int:
         """Number of batch dimensions that plates may take."""
         return max((len(s.dims) - s.event_dim for s in self._sites.values()), default=0)
 
+    def rows(self) -> list[dict[str, str]]:
+        """What the table shows of each site."""
+        return [
+            {
+                "site": s.name,
+                "role": str(s.role),
+                "plates": ", ".join(s.plates),
+                "dims": "(" + ", ".join(d or "1" for d in s.dims[: s.n_shown]) + ")",
+                "shape": "(" + ", ".join(map(str, s.shape[: s.n_shown])) + ")",
+                "support": _support_name(s),
+            }
+            for s in self._sites.values()
+        ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table as a DataFrame, indexed by site."""
+        import pandas as pd
+
+        columns = ["site", "role", "plates", "dims", "shape", "support"]
+        return pd.DataFrame(self.rows(), columns=columns).set_index("site")
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html())
+
     def __repr__(self) -> str:
-        rows = [("site", "role", "plates", "shape", "support")]
-        for s in self._sites.values():
-            shape = "(" + ", ".join(map(str, s.shape)) + ")"
-            rows.append((s.name, str(s.role), ", ".join(s.plates), shape, _support_name(s)))
+        table = self.rows()
+        rows = [tuple(table[0])] if table else []
+        rows += [tuple(row.values()) for row in table]
+        if not rows:
+            return "no sites"
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
+
+
+def _unnamed(site: Site) -> list[int]:
+    """Axes whose names were made up."""
+    made_up = f"{site.name}_dim_"
+    return [
+        axis for axis, dim in enumerate(site.dims) if dim is not None and dim.startswith(made_up)
+    ]
+
+
+_SUPPORTS = {
+    "Real": "real",
+    "Boolean": "0 or 1",
+    "Simplex": "simplex",
+    "GreaterThanEq(lower_bound=0.0)": ">= 0",
+    "GreaterThan(lower_bound=0.0)": "> 0",
+    "IntegerGreaterThan(lower_bound=0)": "0, 1, 2, ...",
+    "UnitInterval": "(0, 1)",
+    "Interval(lower_bound=0.0, upper_bound=1.0)": "(0, 1)",
+    "LowerCholesky": "lower Cholesky",
+    "CorrCholesky": "correlation Cholesky",
+    "PositiveDefinite": "positive definite",
+    "OrderedVector": "ordered",
+}
 
 
 def _support_name(site: Site) -> str:
     support = site.support
     while hasattr(support, "base_constraint"):  # of an event: the shape tells its dimensions
         support = support.base_constraint
-    return "" if support is None else str(support).removesuffix("()")
+    name = "" if support is None else str(support).removesuffix("()")
+    return _SUPPORTS.get(name, name) + (", depends on other sites" if site.support_varies else "")
 
 
 def build_ledger(

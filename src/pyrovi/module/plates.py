@@ -35,11 +35,22 @@ def _scope() -> _Scope:
     scope = _IN_SCOPE.get()
     if scope is None:
         raise ModelError(
-            "There is no minibatch in scope: obs_plate() can only be opened inside a model or "
-            "guide that pyrovi runs. To run one by hand, wrap the call in "
-            "`with pyrovi.module.minibatch_scope(minibatch):`"
+            "There is no minibatch in scope: obs_plate() can only be opened, and a guide by name "
+            "can only run, inside a model or guide that pyrovi runs. To run one by hand, wrap "
+            "the call in `with pyrovi.module.minibatch_scope(minibatch):`"
         )
     return scope
+
+
+def current_minibatch() -> Minibatch:
+    """The minibatch in scope.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    return _scope()[0]
 
 
 class ObsPlate(pyro.plate):

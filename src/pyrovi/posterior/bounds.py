@@ -24,7 +24,7 @@ from pyrovi.posterior.density import (
     per_observation,
 )
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
-from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
+from pyrovi.posterior.stories import guide_trace, latent_values, model_trace, proposal_trace
 from pyrovi.posterior.vectorise import Story
 
 
@@ -71,7 +71,7 @@ def importance_story(module: PyroBaseModule, minibatch: Minibatch) -> Story:
     """
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        guide = guide_trace(module, minibatch, values)
+        guide = proposal_trace(module, minibatch, values)
         latents = latent_values(guide)
         if enumerates(module, latents):
             table = DiscreteTable(module, minibatch, latents)

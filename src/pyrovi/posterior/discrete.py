@@ -116,6 +116,14 @@ class DiscreteTable:
         observed = {n for n in self.dependent if self.trace.nodes[n]["is_observed"]}
         return self.marginal(observed - {site}) - self.marginal(observed)
 
+    def probabilities(self, site: str) -> Tensor:
+        """Posterior probabilities of the values of an enumerated site, shape ``(n, K)``."""
+        joint = self.joint()
+        sizes = joint.shape[:-1]
+        axis = len(sizes) + self.nesting + self.dims[site]
+        logits = joint.movedim(axis, 0).reshape(sizes[axis], -1, self.n).logsumexp(1)
+        return logits.softmax(0).T
+
     def draw(self) -> dict[str, Tensor]:
         """Draw the enumerated sites from their exact joint posterior."""
         joint = self.joint()

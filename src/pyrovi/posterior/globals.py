@@ -13,6 +13,7 @@ from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.ledger import Role
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.reduce import Reduction, RunningReduction
 from pyrovi.posterior.stories import guide_trace, latent_values, prior_story
 from pyrovi.posterior.vectorise import DrawMapper, Story
@@ -106,9 +107,17 @@ def draw_globals(
     Returns
     -------
     dict
-        Site -> tensor of shape ``(S, ...)``.
+        Site -> tensor of shape ``(S, ...)``; of stored draws, too, which ones they are.
+
+    Raises
+    ------
+    ModelError
+        If fewer draws are stored (see :class:`~pyrovi.module.stored.StoredDraws`).
     """
     names = module.ledger.names(Role.GLOBAL) if sites is None else list(sites)
+    if isinstance(module.posterior, StoredDraws) and not prior:
+        stored = module.posterior.globals_of(module.posterior.choose(num_draws))
+        return stored if sites is None else {name: stored[name] for name in names}
     drawn: dict[str, Tensor] = {}
     if not names:
         return drawn
@@ -150,7 +159,8 @@ def reduce_globals(
     dict
         Site -> array.
     """
-    if not reduction.is_running:
+    looked_up = isinstance(module.posterior, StoredDraws) and not prior
+    if looked_up or not reduction.is_running:
         draws = draw_globals(module, example, num_draws, seed, sites=sites, prior=prior)
         return {name: reduction(draws.pop(name)) for name in sites}
     running: dict[str, RunningReduction] = {name: reduction.running() for name in sites}

@@ -10,7 +10,7 @@ from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.density import observation_density
-from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
+from pyrovi.posterior.stories import latent_values, model_trace, proposal_trace
 from pyrovi.posterior.vectorise import map_draws
 
 _WEIGHT = "_log_weight"
@@ -54,7 +54,7 @@ def resampled_latents(
         )
 
     def propose(_: dict[str, Tensor]) -> dict[str, Tensor]:
-        guide = guide_trace(module, minibatch, values)
+        guide = proposal_trace(module, minibatch, values)
         latents = latent_values(guide)
         model = model_trace(module, minibatch, latents)
         weight = observation_density(model, minibatch, observed=True)

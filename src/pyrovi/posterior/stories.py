@@ -11,6 +11,7 @@ from torch import Tensor
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import Substitute, Uncondition, is_latent
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
 from pyrovi.posterior.vectorise import Story
 
@@ -37,6 +38,19 @@ def guide_trace(
     """Run the guide with some sites given."""
     with Substitute(values):
         return poutine.trace(module.run_guide).get_trace(minibatch)
+
+
+def proposal_trace(
+    module: PyroBaseModule, minibatch: Minibatch, values: dict[str, Tensor]
+) -> poutine.Trace:
+    """Run the guide to propose locals for importance weights: their density has to be known.
+
+    Draws that are merely stored are proposed anew, from normals that match them.
+    """
+    if not isinstance(module.posterior, StoredDraws):
+        return guide_trace(module, minibatch, values)
+    with module.posterior.proposing(module.ledger):
+        return guide_trace(module, minibatch, values)
 
 
 def model_trace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrovi.train.averaging import IterateAveraging
 from pyrovi.train.callbacks import (
     BestCheckpoint,
     ELBOConvergence,
@@ -9,11 +10,13 @@ from pyrovi.train.callbacks import (
     NaNGuard,
 )
 from pyrovi.train.checkpoint import AtomicCheckpointIO, SaveCheckpoint
+from pyrovi.train.converge import convergence_defaults
 from pyrovi.train.loggers import HistoryLogger
 from pyrovi.train.manual_plan import ManualSVITrainingPlan
 from pyrovi.train.plan import SVITrainingPlan
 from pyrovi.train.progress import TrainingProgressBar
 from pyrovi.train.runner import TrainRunner
+from pyrovi.train.scaled_adam import ScaledAdam
 from pyrovi.train.trainer import Trainer
 
 __all__ = [
@@ -21,12 +24,15 @@ __all__ = [
     "BestCheckpoint",
     "ELBOConvergence",
     "HistoryLogger",
+    "IterateAveraging",
     "LoudEarlyStopping",
     "ManualSVITrainingPlan",
     "NaNGuard",
     "SVITrainingPlan",
     "SaveCheckpoint",
+    "ScaledAdam",
     "TrainRunner",
     "Trainer",
     "TrainingProgressBar",
+    "convergence_defaults",
 ]

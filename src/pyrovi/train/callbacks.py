@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
@@ -186,20 +189,25 @@ REMEDIES = (
 class ELBOConvergence(EarlyStopping):
     """Stop when the training ELBO has stopped moving beyond its noise.
 
-    The last ``2 * window`` epochs are split into two blocks. Training stops when the mean of the
-    later block improves on that of the earlier by less than ``rtol`` of its size or by less than
-    two standard errors of the difference.
+    The mean over the last quarter of the epochs is compared with that over the quarter before it.
+    Training stops when it is better by less than ``rtol`` of its size or by less than two standard
+    errors of the difference. The noise is estimated from the differences of successive epochs,
+    which a trend does not inflate (von Neumann et al. 1941). As the quarters grow with the run,
+    ever smaller improvements can be told from the noise: training goes on until one more third of
+    the epochs so far would not show any.
 
     Parameters
     ----------
     window
-        Epochs per block.
+        Fewest epochs of a quarter. Counting begins when the KL warm-up is complete.
     rtol
         Relative improvement below which the objective counts as flat.
     """
 
-    def __init__(self, window: int = 10, rtol: float = 1e-4) -> None:
+    def __init__(self, window: int = 10, rtol: float = 1e-5) -> None:
         super().__init__(monitor="elbo_train", check_on_train_epoch_end=True)
+        if window < 3:
+            raise TrainingError(f"window must be at least 3 epochs, got {window}.")
         self.window, self.rtol = window, rtol
         self._losses: list[float] = []
         self.reason: str | None = None
@@ -208,16 +216,14 @@ class ELBOConvergence(EarlyStopping):
         if _plan(trainer).is_warming_up:
             return
         self._losses.append(float(trainer.callback_metrics[self.monitor]))
-        if len(self._losses) < 2 * self.window:
+        count = len(self._losses)
+        if count < 4 * self.window or count % (self.window // 2 + 1):
             return
-        recent = torch.tensor(self._losses[-2 * self.window :], dtype=torch.float64)
-        before, after = recent[: self.window], recent[self.window :]
-        improvement = float(before.mean() - after.mean())
-        error = float(((before.var() + after.var()) / self.window).sqrt())
-        if improvement < max(self.rtol * abs(float(after.mean())), 2 * error):
+        change = block_change(self._losses, count // 4)
+        if change.improvement < max(self.rtol * abs(change.mean), 2 * change.error):
             self.reason = (
-                f"elbo_train improved by {improvement:.3g} over the last {self.window} epochs, "
-                f"within its noise ({2 * error:.3g})"
+                f"elbo_train improved by {change.improvement:.3g} over the last {count // 4} "
+                f"epochs, within its noise ({2 * change.error:.3g}) or {self.rtol:g} of its size"
             )
             trainer.should_stop = True
 
@@ -228,6 +234,41 @@ class ELBOConvergence(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """State from a checkpoint."""
         self._losses = list(state_dict["losses"])
+
+
+@dataclass(frozen=True)
+class BlockChange:
+    """Change of a loss between its last two blocks of epochs."""
+
+    improvement: float
+    """Mean of the block before less that of the last one; positive if the loss was falling."""
+    error: float
+    """Standard error of the improvement from the noise of single epochs."""
+    mean: float
+    """Mean of the last block."""
+
+
+def block_change(losses: Sequence[float], block: int) -> BlockChange:
+    """Compare the last two blocks of a sequence of losses.
+
+    Parameters
+    ----------
+    losses
+        Losses of epochs, at least ``2 * block``.
+    block
+        Epochs per block, at least 3.
+
+    References
+    ----------
+    von Neumann, Kent, Bellinson & Hart (1941), *The mean square successive difference*.
+    """
+    recent = np.asarray(losses[-2 * block :], dtype=np.float64)
+    before, after = recent[:block], recent[block:]
+    # half the mean square of successive differences: the variance of the noise, without the trend
+    noise = np.mean([np.square(np.diff(part)).mean() / 2 for part in (before, after)])
+    return BlockChange(
+        float(before.mean() - after.mean()), float(np.sqrt(2 * noise / block)), float(after.mean())
+    )
 
 
 def _plan(trainer: pl.Trainer) -> SVITrainingPlan:

@@ -115,7 +115,8 @@ def build_optimizer(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known)
     accepted = {k: v for k, v in defaults.items() if takes_any or k in {p.name for p in known}}
     try:
-        optimizer = make([p for _, p in parameters], **{**accepted, **options})
+        given = parameters if getattr(make, "takes_names", False) else [p for _, p in parameters]
+        optimizer = make(given, **{**accepted, **options})
     except TypeError as error:
         raise TrainingError(f"The optimiser {make!r} cannot be made: {error}.") from error
     return OptimizerPlan(optimizer)

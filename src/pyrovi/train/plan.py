@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pyro
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,7 +26,7 @@ from pyrovi.train.objectives import check_objective, choose_warmup
 from pyrovi.train.optim import OptimizerPlan, OptimizerSpec, build_optimizer
 from pyrovi.train.resume import check_checkpoint, checkpoint_state, restore
 from pyrovi.train.rows import fit_rows
-from pyrovi.train.schedulers import Interval, Schedule, plateau_scheduler
+from pyrovi.train.schedulers import Interval, Schedule, decaying_scheduler, plateau_scheduler
 
 
 class SVITrainingPlan(pl.LightningModule):
@@ -57,6 +58,9 @@ class SVITrainingPlan(pl.LightningModule):
         enumerated sites and ``RenyiELBO`` have none: their KL terms cannot be weighted.
     max_kl_weight, min_kl_weight
         Last and first KL weight.
+    lr_decay
+        Learning rate of the last planned step, relative to that of the first: it falls
+        geometrically, step by step, and stays there if training goes on. 1: it does not fall.
     reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min
         Reduce the learning rate when a metric has stopped improving.
 
@@ -84,6 +88,7 @@ class SVITrainingPlan(pl.LightningModule):
         n_steps_kl_warmup: int | None = None,
         max_kl_weight: float = 1.0,
         min_kl_weight: float = 0.0,
+        lr_decay: float = 1.0,
         reduce_lr_on_plateau: bool = False,
         lr_factor: float = 0.6,
         lr_patience: int = 30,
@@ -113,6 +118,17 @@ class SVITrainingPlan(pl.LightningModule):
             self.elbo, module, n_epochs_kl_warmup, n_steps_kl_warmup, max_kl_weight, min_kl_weight
         )
         self._enumerates = bool(module.ledger.names(Role.ENUMERATED))
+        if not 0 < lr_decay <= 1:
+            raise TrainingError(
+                f"lr_decay is the last learning rate relative to the first, in (0, 1], got "
+                f"{lr_decay}."
+            )
+        if lr_decay < 1 and (reduce_lr_on_plateau or isinstance(optim, PyroLRScheduler)):
+            raise TrainingError(
+                "lr_decay and another schedule (reduce_lr_on_plateau, or the one of the "
+                "pyro.optim object) would both set the learning rate; choose one."
+            )
+        self.lr_decay = lr_decay
         self._make_plateau: Callable[[Optimizer], Any] | None = None
         if reduce_lr_on_plateau:
             self._make_plateau = plateau_scheduler(
@@ -279,10 +295,12 @@ class SVITrainingPlan(pl.LightningModule):
             self.optim, self.module.named_parameters(), self._optim_defaults, self._optim_options
         )
         make = plan.make_scheduler or self._make_plateau
+        interval = self.scheduler_interval
+        if self.lr_decay < 1:
+            make = decaying_scheduler(self.lr_decay, int(self.trainer.estimated_stepping_batches))
+            interval = "step"
         if make is not None:
-            self.schedule = Schedule(
-                make(plan.optimizer), self.scheduler_interval, self.lr_scheduler_metric
-            )
+            self.schedule = Schedule(make(plan.optimizer), interval, self.lr_scheduler_metric)
         if self.pending_state is not None:
             restore(self, self.pending_state)
             self.pending_state = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pyrovi.errors import TrainingError
 
@@ -77,6 +77,29 @@ class Schedule:
 def plateau_scheduler(**options: Any) -> Callable[[Optimizer], LRScheduler]:
     """Maker of a scheduler that reduces the learning rate when a metric has stopped improving."""
     return lambda optimizer: ReduceLROnPlateau(optimizer, threshold_mode="abs", **options)
+
+
+class GeometricDecay:
+    """Factor of the learning rate that falls geometrically over the planned steps, then stays.
+
+    Parameters
+    ----------
+    last
+        The factor after the last step, in (0, 1].
+    steps
+        Number of steps; training that goes on beyond them keeps the last rate.
+    """
+
+    def __init__(self, last: float, steps: int) -> None:
+        self.last, self.steps = last, max(1, steps)
+
+    def __call__(self, step: int) -> float:
+        return float(self.last ** min(1.0, step / self.steps))
+
+
+def decaying_scheduler(last: float, steps: int) -> Callable[[Optimizer], LRScheduler]:
+    """Maker of a scheduler that lets the learning rates fall to ``last`` times what they were."""
+    return lambda optimizer: LambdaLR(optimizer, GeometricDecay(last, steps))
 
 
 def missing_metric(monitor: str, metrics: Mapping[str, Any]) -> TrainingError:

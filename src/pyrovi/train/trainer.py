@@ -15,7 +15,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.train.callbacks import BestCheckpoint, LoudEarlyStopping, NaNGuard
+from pyrovi.errors import TrainingError
+from pyrovi.train.averaging import IterateAveraging
+from pyrovi.train.callbacks import (
+    BestCheckpoint,
+    ELBOConvergence,
+    LoudEarlyStopping,
+    NaNGuard,
+)
 from pyrovi.train.checkpoint import AtomicCheckpointIO, SaveCheckpoint
 from pyrovi.train.loggers import HistoryLogger, make_logger
 from pyrovi.train.progress import TrainingProgressBar
@@ -35,9 +42,14 @@ class Trainer(pl.Trainer):
     check_val_every_n_epoch
         Epochs between validations.
     early_stopping
-        Stop when ``early_stopping_monitor`` has not improved by ``early_stopping_min_delta`` for
-        ``early_stopping_patience`` validations, counted after the KL warm-up and not before
-        ``early_stopping_warmup_epochs``; ``early_stopping_mode`` says which direction improves.
+        ``True``: stop when ``early_stopping_monitor`` has not improved by
+        ``early_stopping_min_delta`` for ``early_stopping_patience`` validations, counted after the
+        KL warm-up and not before ``early_stopping_warmup_epochs``; ``early_stopping_mode`` says
+        which direction improves. ``"elbo"``: stop when the training ELBO has stopped moving beyond
+        its noise (:class:`~pyrovi.train.callbacks.ELBOConvergence`), which needs no validation.
+    averaging
+        Average the parameters over the last steps
+        (:class:`~pyrovi.train.averaging.IterateAveraging`).
     restore_best
         Put the parameters of the epoch with the best ``early_stopping_monitor`` back at the end;
         ``None``: with early stopping only.
@@ -66,7 +78,8 @@ class Trainer(pl.Trainer):
         accelerator: str = "auto",
         devices: Any = 1,
         check_val_every_n_epoch: int = 1,
-        early_stopping: bool = False,
+        early_stopping: bool | str = False,
+        averaging: bool = False,
         early_stopping_monitor: str = "elbo_validation",
         early_stopping_min_delta: float = 0.0,
         early_stopping_patience: int = 45,
@@ -83,7 +96,13 @@ class Trainer(pl.Trainer):
     ) -> None:
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         own: list[Callback] = [NaNGuard()]
-        if early_stopping:
+        if early_stopping not in (True, False, "elbo"):
+            raise TrainingError(
+                f"early_stopping must be True, False or 'elbo', got {early_stopping!r}."
+            )
+        if early_stopping == "elbo":
+            own.append(ELBOConvergence())
+        elif early_stopping:
             own.append(
                 LoudEarlyStopping(
                     monitor=early_stopping_monitor,
@@ -94,8 +113,10 @@ class Trainer(pl.Trainer):
                     warmup_epochs=early_stopping_warmup_epochs,
                 )
             )
-        if early_stopping if restore_best is None else restore_best:
+        if early_stopping is True if restore_best is None else restore_best:
             own.append(BestCheckpoint(monitor=early_stopping_monitor, mode=early_stopping_mode))
+        if averaging:  # after BestCheckpoint, which is to see what has been validated
+            own.append(IterateAveraging())
         saves = any(isinstance(c, ModelCheckpoint) for c in given)
         if enable_checkpointing and not saves:
             own.append(SaveCheckpoint(dirpath=default_root_dir))

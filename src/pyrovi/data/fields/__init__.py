@@ -11,6 +11,12 @@ from pyrovi.data.fields.dataframe import (
     NumericalObsField,
     NumericalVarField,
 )
+from pyrovi.data.fields.flat import (
+    ArrayField,
+    CategoricalColumnField,
+    ColumnField,
+    IntegerObsField,
+)
 from pyrovi.data.fields.joint import (
     CategoricalJointObsField,
     CategoricalJointVarField,
@@ -19,11 +25,15 @@ from pyrovi.data.fields.joint import (
 )
 from pyrovi.data.fields.layer import LayerField, TotalField
 from pyrovi.data.fields.mudata import (
+    MuDataArrayField,
+    MuDataCategoricalColumnField,
     MuDataCategoricalJointObsField,
     MuDataCategoricalJointVarField,
     MuDataCategoricalObsField,
     MuDataCategoricalVarField,
+    MuDataColumnField,
     MuDataField,
+    MuDataIntegerObsField,
     MuDataLabelsWithUnlabeledObsField,
     MuDataLayerField,
     MuDataNumericalJointObsField,
@@ -43,17 +53,25 @@ from pyrovi.data.fields.uns import StringUnsField
 
 __all__ = [
     "AnnDataField",
+    "ArrayField",
+    "CategoricalColumnField",
     "CategoricalJointObsField",
     "CategoricalJointVarField",
     "CategoricalObsField",
     "CategoricalVarField",
+    "ColumnField",
+    "IntegerObsField",
     "LabelsWithUnlabeledObsField",
     "LayerField",
+    "MuDataArrayField",
+    "MuDataCategoricalColumnField",
     "MuDataCategoricalJointObsField",
     "MuDataCategoricalJointVarField",
     "MuDataCategoricalObsField",
     "MuDataCategoricalVarField",
+    "MuDataColumnField",
     "MuDataField",
+    "MuDataIntegerObsField",
     "MuDataLabelsWithUnlabeledObsField",
     "MuDataLayerField",
     "MuDataNumericalJointObsField",

@@ -15,6 +15,12 @@ from pyrovi.data.fields.dataframe import (
     NumericalObsField,
     NumericalVarField,
 )
+from pyrovi.data.fields.flat import (
+    ArrayField,
+    CategoricalColumnField,
+    ColumnField,
+    IntegerObsField,
+)
 from pyrovi.data.fields.joint import (
     CategoricalJointObsField,
     CategoricalJointVarField,
@@ -168,4 +174,8 @@ MuDataNumericalJointVarField = MuDataWrapper(NumericalJointVarField)
 MuDataCategoricalJointObsField = MuDataWrapper(CategoricalJointObsField)
 MuDataCategoricalJointVarField = MuDataWrapper(CategoricalJointVarField)
 MuDataLabelsWithUnlabeledObsField = MuDataWrapper(LabelsWithUnlabeledObsField)
+MuDataColumnField = MuDataWrapper(ColumnField)
+MuDataIntegerObsField = MuDataWrapper(IntegerObsField)
+MuDataCategoricalColumnField = MuDataWrapper(CategoricalColumnField)
+MuDataArrayField = MuDataWrapper(ArrayField)
 MuDataStringUnsField = MuDataWrapper(StringUnsField)

@@ -1,0 +1,299 @@
+"""Log predictive density of observations that training has not seen; refits on folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovi._parallel import run_in_processes
+from pyrovi._rng import derive_seed, generator, root_seed
+from pyrovi.criticism.elpd import Elpd, observed_sites, total
+from pyrovi.criticism.leave_one_out import log_mean_exp
+from pyrovi.dataloaders.indices import resolve_indices
+from pyrovi.errors import DataError, MissingKeyError, ModelError
+from pyrovi.model.copies import fresh_copy
+from pyrovi.model.marginal import marginal_log_likelihood
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from pyrovi.model.base import BaseModelClass
+
+
+def held_out(
+    model: BaseModelClass,
+    adata: Any = None,
+    indices: Any = None,
+    *,
+    num_samples: int = 100,
+    num_inner: int = 200,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> Elpd:
+    r"""Log predictive density of observations that the model was not trained on.
+
+    .. math:: \log \frac1S \sum_s \hat p(x_n \mid g_s)
+
+    with the local latents of each observation integrated out by importance weights. It is
+    comparable between models whatever is random and what is a point estimate in them, as long as
+    the observations are held out from all of it.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata
+        Other data; ``None`` for the model's own.
+    indices
+        Observations; ``None`` for all of ``adata``, or for the validation and test observations of
+        the model's own data.
+    num_samples
+        Draws of the globals.
+    num_inner
+        Draws of the locals for each of them.
+    batch_size, seed
+        As in :meth:`sample_posterior`.
+
+    Returns
+    -------
+    Elpd
+        ``pointwise`` has ``elpd`` and ``good`` of each observation, and ``inner_khat`` where local
+        latents were integrated out. Where this is above the threshold, the guide does not cover the
+        posterior of the observation, and ``elpd`` is too low in tendency.
+
+    Raises
+    ------
+    ModelError
+        If the model has not been trained, or no observations were kept apart.
+    DataError
+        If training observations are asked for.
+
+    Notes
+    -----
+    Validation observations that early stopping has looked at are not quite held out; a test set, or
+    :func:`cross_validate`, is.
+    """
+    positions = _held_out_positions(model, adata, indices)
+    draws = marginal_log_likelihood(
+        model,
+        num_samples=num_samples,
+        num_inner=num_inner,
+        adata=adata,
+        indices=positions,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    settings = {"num_samples": num_samples, "num_inner": num_inner}
+    return _collected("held_out", model, [_density(draws)], settings)
+
+
+def cross_validate(
+    model: BaseModelClass,
+    *,
+    num_folds: int = 5,
+    groups: str | Sequence[Any] | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 100,
+    num_inner: int = 200,
+    num_workers: int = 1,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> Elpd:
+    """Log predictive density of each observation under a refit without its fold.
+
+    Parameters
+    ----------
+    model
+        A model with its data, trained or not: fresh copies of it are trained. It is left alone.
+    num_folds
+        Number of folds, each of which is predicted once.
+    groups
+        Column of ``obs``, or one label for each observation: a group is never split between folds,
+        so that what is estimated is the prediction for a *new* donor, batch, ...
+    train_kwargs
+        Arguments of :meth:`train`. By default a copy is trained on all observations outside its
+        fold (``train_size=1``).
+    num_samples, num_inner, batch_size
+        As in :func:`held_out`.
+    num_workers
+        Processes that refit at the same time.
+    seed
+        Root seed of the folds, the refits and the draws.
+
+    Returns
+    -------
+    Elpd
+        ``pointwise`` has ``elpd``, ``fold``, ``good`` and ``inner_khat`` of each observation, in
+        the order of the data.
+
+    Raises
+    ------
+    DataError
+        If there are more folds than observations or groups, or a group label is missing.
+    MissingKeyError
+        If the column does not exist.
+
+    References
+    ----------
+    Vehtari, Lampinen: Bayesian model assessment and comparison using cross-validation predictive
+    densities. Neural Computation 14, 2439-2468 (2002).
+    """
+    adata, n_obs = model.adata, model.adata_manager.n_obs
+    labels = None if groups is None else _labels(adata, groups, n_obs)
+    folds = make_folds(n_obs, num_folds, labels, seed=seed)
+    arguments = {"train_size": 1.0, **(train_kwargs or {})}
+    query: dict[str, Any] = {
+        "num_samples": num_samples,
+        "num_inner": num_inner,
+        "batch_size": batch_size,
+    }
+
+    def refit(fold: int) -> pd.DataFrame:
+        own_seed = derive_seed("fold", fold, seed=seed)
+        outside = np.flatnonzero(folds != fold)
+        copy = fresh_copy(model, adata[outside].copy(), seed=own_seed)
+        with root_seed(own_seed):
+            copy.train(**arguments)
+        held = adata[np.flatnonzero(folds == fold)]
+        draws = marginal_log_likelihood(copy, adata=held, seed=own_seed, **query)
+        return _density(draws).assign(fold=fold)
+
+    parts = run_in_processes(refit, range(num_folds), num_workers)
+    settings = {**query, "num_folds": num_folds, "grouped": groups is not None}
+    # the parts come fold after fold; back to the order of the data
+    order = np.argsort(np.argsort(folds, kind="stable"), kind="stable")
+    return _collected("cross_validation", model, parts, settings, order)
+
+
+def make_folds(
+    n_obs: int, num_folds: int, groups: np.ndarray | None = None, *, seed: int | None = None
+) -> np.ndarray:
+    """Divide observations at random into folds of about equal size.
+
+    Parameters
+    ----------
+    n_obs
+        Number of observations.
+    num_folds
+        Number of folds.
+    groups
+        Label of each observation; groups stay together, the largest are dealt out first.
+    seed
+        Root seed.
+
+    Returns
+    -------
+    numpy.ndarray
+        Fold of each observation, ``0`` to ``num_folds - 1``.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two folds, or more than observations or groups.
+    """
+    codes = np.arange(n_obs) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    if not 2 <= num_folds <= len(sizes):
+        what = "observations" if groups is None else "groups"
+        raise DataError(
+            f"num_folds must be between 2 and the number of {what} ({len(sizes)}), got {num_folds}."
+        )
+    order = generator("folds", seed=seed).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold_of, filled = np.empty(len(sizes), dtype=int), np.zeros(num_folds, dtype=int)
+    for group in order:
+        fold_of[group] = filled.argmin()
+        filled[fold_of[group]] += sizes[group]
+    folds: np.ndarray = fold_of[codes]
+    return folds
+
+
+def _labels(adata: Any, groups: str | Sequence[Any], n_obs: int) -> np.ndarray:
+    import pandas as pd
+
+    if isinstance(groups, str):
+        if groups not in adata.obs:
+            raise MissingKeyError(
+                f"obs has no column {groups!r} to group by; it has: "
+                f"{', '.join(map(str, adata.obs.columns)) or 'none'}."
+            )
+        values = adata.obs[groups]
+    else:
+        values = pd.Series(groups)
+    if len(values) != n_obs:
+        raise DataError(f"groups has {len(values)} labels, expected one for each of {n_obs}.")
+    if missing := int(values.isna().sum()):
+        raise DataError(
+            f"{missing} observations have no group label; give each one, or leave them out."
+        )
+    return np.asarray(values.astype(str))
+
+
+def _held_out_positions(model: BaseModelClass, adata: Any, indices: Any) -> np.ndarray | None:
+    if not model.is_trained:
+        raise ModelError(
+            f"This {type(model).__name__} is not trained, so nothing is held out from anything. "
+            "Call train() first, or cross_validate(model), which trains copies."
+        )
+    own = adata is None or (model._adata_manager is not None and adata is model.adata)
+    if not own:
+        return None if indices is None else np.asarray(indices)
+    sets = (model.validation_indices, model.test_indices)
+    apart = [np.asarray(part) for part in sets if part is not None and len(part)]
+    if indices is None:
+        if not apart:
+            raise ModelError(
+                "Training has seen all observations. Keep some apart, train(train_size=0.9), pass "
+                "other data, or use cross_validate(model), which refits."
+            )
+        return np.sort(np.concatenate(apart))
+    positions = resolve_indices(indices, model.adata_manager.n_obs)
+    trained = () if model.train_indices is None else model.train_indices
+    if seen := int(np.isin(positions, trained).sum()):
+        raise DataError(
+            f"{seen} of the {len(positions)} observations were trained on. Expected positions of "
+            "model.validation_indices or model.test_indices; for training observations use "
+            "loo(model) or cross_validate(model)."
+        )
+    return positions
+
+
+def _density(draws: xr.Dataset) -> pd.DataFrame:
+    """Log predictive density of each observation, its own latents and the globals averaged out."""
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {"elpd": log_mean_exp(draws["log_likelihood"].values)},
+        index=pd.Index(draws["obs"].values, name="obs"),
+    )
+    if "khat" not in draws:
+        return table.assign(good=np.isfinite(table["elpd"]))
+    khat = draws["khat"].values
+    return table.assign(inner_khat=khat, good=khat <= draws.attrs["khat_threshold"])
+
+
+def _collected(
+    kind: str,
+    model: BaseModelClass,
+    parts: Sequence[pd.DataFrame],
+    settings: Mapping[str, Any],
+    order: np.ndarray | None = None,
+) -> Elpd:
+    import pandas as pd
+
+    pointwise = pd.concat(list(parts))
+    pointwise = pointwise if order is None else pointwise.iloc[order]
+    elpd, se = total(pointwise["elpd"].to_numpy())
+    return Elpd(
+        kind=kind,
+        elpd=elpd,
+        se=se,
+        pointwise=pointwise,
+        sites=observed_sites(model),
+        n_bad=int((~pointwise["good"]).sum()),
+        settings=settings,
+        n_obs=len(pointwise),
+    )

@@ -1,0 +1,256 @@
+"""Models of a user's own Pyro function: :func:`from_pyro`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pyrovi._settings import settings
+from pyrovi.data import AnnDataManager
+from pyrovi.data.fields.mudata import is_mudata
+from pyrovi.data.specs import FieldSpec, guess_spec
+from pyrovi.data.tabular import as_annotated, is_plain
+from pyrovi.errors import DataError, ModelError
+from pyrovi.model.base import BaseModelClass
+from pyrovi.module.autoguides import copy_pair
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.story import StoryModule, story_name, tensor_names
+
+FEW = 2048
+"""Up to so many observations are one minibatch where nothing is amortised."""
+
+MANY = 100
+"""From so many observations on some are held out by default where something is amortised."""
+
+
+def from_pyro(
+    story: Callable[..., Any] | PyroBaseModule,
+    data: Any,
+    fields: Mapping[str, FieldSpec] | None = None,
+    guide: Any = None,
+    site_dims: Mapping[str, Sequence[str]] | None = None,
+) -> PyroModel:
+    """Make a model of a Pyro function and data.
+
+    Parameters
+    ----------
+    story
+        The generative model: a function of tensors (or a module whose ``forward`` is one). Its
+        arguments are named after ``fields``; keyword-only arguments named like summary statistics
+        (``n_obs``, ``n_vars``, ``n_batch``, ...) are filled in, others keep their defaults.
+        What belongs to single observations stands inside ``with pv.obs_plate():``. A
+        :class:`PyroBaseModule` brings its own guide.
+    data
+        AnnData, MuData, a DataFrame (rows are observations), a dict of arrays (first axes are
+        observations), or ``{}`` for a story that closes over its data.
+    fields
+        Argument of the story -> piece of the data (see :mod:`pyrovi.fields`). ``None`` looks the
+        arguments up by name: columns of the DataFrame, keys of the dict, ``X``, columns of ``obs``,
+        layers and ``obsm``. More fields than arguments are allowed, e.g. for an encoder.
+    guide
+        ``"normal"`` (the default), ``"lowrank"``, ``"mvn"``, ``"flow"``, ``"laplace"``,
+        ``"delta"``, ``"amortized"``, a class or object of ``pyro.infer.autoguide``, or a function: of the model,
+        that returns a guide, or the guide itself, with arguments like the story's.
+    site_dims
+        Site -> names of the dimensions of its value that are not plates. ``"var"``, ``"obs"`` and
+        the names of fields take the data's own names as coordinates.
+
+    Returns
+    -------
+    PyroModel
+        A model with everything that pyrovi offers: ``train``, queries, ``to_arviz``, ``save``, ...
+
+    Raises
+    ------
+    DataError, MissingKeyError
+        If a field is not in the data, or cannot be used.
+    ModelError
+        If story, fields and guide do not fit together.
+
+    Examples
+    --------
+    >>> import pandas as pd, pyro, pyro.distributions as dist, pyrovi as pv
+    >>> def line(x, y):
+    ...     a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    ...     b = pyro.sample("b", dist.Normal(0.0, 10.0))
+    ...     with pv.obs_plate():
+    ...         pyro.sample("y", dist.Normal(a + b * x, 1.0), obs=y)
+    >>> frame = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 3.1, 4.9]})
+    >>> model = pv.from_pyro(line, frame)
+    >>> list(model.sites)
+    ['a', 'b', 'y']
+    """
+    annotated = as_annotated(data)
+    if fields is None:
+        fields = _guess_fields(story, data, annotated)
+    specs = _check_fields(fields)
+    PyroModel.setup_anndata(annotated, fields={k: s.to_json() for k, s in specs.items()})
+    return PyroModel(annotated, story, guide, dict(site_dims or {}))
+
+
+class PyroModel(BaseModelClass):
+    """A model of a user's own Pyro function; made by :func:`from_pyro`.
+
+    Parameters
+    ----------
+    adata
+        Data that were set up, or a registry.
+    story, guide, site_dims
+        As in :func:`from_pyro`.
+    """
+
+    def __init__(
+        self,
+        adata: Any,
+        story: Callable[..., Any],
+        guide: Any = None,
+        site_dims: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__(adata)
+        if isinstance(story, PyroBaseModule):
+            if guide is not None:
+                raise ModelError(
+                    f"{type(story).__name__} is a pair with a guide of its own. Leave guide= out, "
+                    "or pass its `model` alone as the story."
+                )
+            self.module = copy_pair(story)  # the caller's stays as it is, for further models
+            return
+        self.module = StoryModule(
+            story,
+            "normal" if guide is None else guide,
+            list(self.registry["field_registries"]),
+            self._constants(),
+            site_dims,
+        )
+
+    def _constants(self) -> dict[str, int]:
+        stats = dict(self.summary_stats)
+        for entry in self.registry["field_registries"].values():
+            if entry["data_registry"].get("attr_name") in ("X", "layers"):
+                stats.setdefault("n_vars", len(entry["state_registry"]["column_names"]))
+        return stats
+
+    @classmethod
+    def setup_anndata(cls, adata: Any, fields: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Register the fields of a story.
+
+        Parameters
+        ----------
+        adata
+            AnnData, MuData, DataFrame or dict of arrays.
+        fields
+            Argument of the story -> field specification, as an object or as its JSON form.
+        """
+        annotated = as_annotated(adata)
+        specs = {
+            name: (spec if isinstance(spec, FieldSpec) else FieldSpec.from_json(spec)).resolve(
+                annotated
+            )
+            for name, spec in fields.items()
+        }
+        made = [spec.field(name, annotated) for name, spec in specs.items()]
+        cls.register(annotated, made, {"fields": {k: s.to_json() for k, s in specs.items()}})
+
+    def train(
+        self, max_epochs: int | None = None, *, method: str | None = None, **options: Any
+    ) -> None:
+        """Fit the model; see :meth:`BaseModelClass.train` for all options.
+
+        Where every parameter is a location or a scale of the guide (``"normal"``, ``"mvn"``, ...),
+        all observations are trained on, at once if there are few, to convergence: with scaled steps
+        whose rate falls, and averaging (see :func:`~pyrovi.train.convergence_defaults`). With
+        networks (``"amortized"``), a tenth of the observations is held out, and training stops when
+        their ELBO has stopped improving. Options that are given replace these defaults; giving
+        ``lr`` or ``plan_kwargs`` replaces those of the optimiser.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; ``None``: as many as the defaults say.
+        method
+            ``"svi"``, ``"nuts"``, ``"pathfinder"``, ``"laplace"`` or ``"map"``; ``None``: what the
+            guide asks for (``guide="laplace"`` does), else ``"svi"``.
+        options
+            Further options of the method.
+        """
+        chosen = method or getattr(self.module.guide, "method", None) or "svi"
+        if chosen != "svi":
+            given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
+            super().train(method=chosen, **given)
+            return
+        super().train(**self._training_defaults(max_epochs, options) | options)
+
+    def _training_defaults(
+        self, max_epochs: int | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from pyrovi.train.converge import convergence_defaults
+
+        n_obs = self.adata_manager.n_obs
+        size = options.get("batch_size", "default")
+        if size == "default":
+            size = n_obs if n_obs <= FEW else settings.batch_size
+        defaults = convergence_defaults(self.module, n_obs, size)
+        if defaults:
+            defaults["batch_size"] = size
+        else:
+            defaults["early_stopping"] = n_obs >= MANY and "train_size" not in options
+            defaults.setdefault("train_size", None if n_obs >= MANY else 1.0)
+        if "lr" in options or "plan_kwargs" in options:
+            defaults.pop("plan_kwargs", None)
+        if options.get("datasplitter_kwargs"):
+            defaults.pop("train_size", None)
+        if max_epochs is not None:
+            defaults["max_epochs"] = max_epochs
+        return defaults
+
+    def manager_of(self, adata: Any) -> AnnDataManager:
+        """Manager of the data of a query; a DataFrame or dict of arrays will do as well.
+
+        Raises
+        ------
+        RegistryError
+            If the data do not match the registry.
+        """
+        return super().manager_of(as_annotated(adata) if is_plain(adata) else adata)
+
+
+def _check_fields(fields: Mapping[str, Any]) -> dict[str, FieldSpec]:
+    for name, spec in fields.items():
+        if not isinstance(spec, FieldSpec):
+            raise DataError(
+                f"fields[{name!r}] is {spec!r} ({type(spec).__name__}). Expected a piece of the "
+                "data such as pv.fields.layer('counts'), pv.fields.obs('batch') or "
+                "pv.fields.column('y')."
+            )
+    return dict(fields)
+
+
+def _guess_fields(story: Any, data: Any, annotated: Any) -> dict[str, FieldSpec]:
+    if isinstance(story, PyroBaseModule):
+        raise ModelError(
+            f"A {type(story).__name__} needs fields=: which piece of the data each tensor of its "
+            "model and guide is, e.g. fields={'X': pv.fields.layer('counts')}."
+        )
+    names = tensor_names(story)
+    specs: dict[str, FieldSpec] = {}
+    if is_mudata(annotated):
+        raise DataError(
+            "A MuData needs fields=, with the modality of each: "
+            "fields={'X': pv.fields.layer('counts', mod='rna')}."
+        )
+    for name in names:
+        if is_plain(data):
+            found = name in annotated.obs or name in annotated.obsm
+            spec = FieldSpec("array", name) if found else None
+        else:
+            spec = guess_spec(name, annotated)
+        if spec is None:
+            has = [*annotated.obs, *annotated.layers, *annotated.obsm]
+            raise ModelError(
+                f"{story_name(story)} asks for {name!r}, which the data have nothing of (found: "
+                f"{', '.join(has) or 'nothing'}). Say where it is: fields={{{name!r}: "
+                "pv.fields.column('...')}; or, if it is a constant, make it keyword-only (after a "
+                "`*`) with a default."
+            )
+        specs[name] = spec
+    return specs

@@ -1,0 +1,158 @@
+"""Posterior probabilities of discrete latents. Functions of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovi._rng import stream
+from pyrovi._settings import settings
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.errors import ModelError
+from pyrovi.model.draws import example_on_device, posterior_globals
+from pyrovi.module.base import evaluation_mode
+from pyrovi.module.ledger import Role, Site
+from pyrovi.module.plates import OBS_PLATE
+from pyrovi.posterior.discrete import DiscreteTable
+from pyrovi.posterior.engine import run_query
+from pyrovi.posterior.labels import Coords, label
+from pyrovi.posterior.reduce import Reduction
+from pyrovi.posterior.stories import guide_trace, latent_values
+from pyrovi.posterior.vectorise import Story
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pyrovi.model.base import BaseModelClass
+
+
+_CATEGORY = "_category"
+
+
+def discrete_marginals(
+    model: BaseModelClass,
+    sites: str | Sequence[str] | None = None,
+    adata: Any = None,
+    indices: Any = None,
+    *,
+    num_samples: int = 250,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> xr.Dataset:
+    r"""Posterior probabilities of the values of discrete local latents, for each observation.
+
+    .. math:: p(k_n \mid x) \approx \frac1S \sum_s p(k_n \mid x_n, z_n^{(s)}, g^{(s)})
+
+    over joint posterior draws of the continuous latents, given which the probabilities are exact:
+    no discrete value is drawn.
+
+    Parameters
+    ----------
+    sites
+        Names of the sites; ``None`` for all discrete sites in the observation plate that are summed
+        out in training.
+    adata
+        Data to query; ``None`` for the model's own.
+    indices
+        Observations (positions or a boolean mask); ``None`` for all.
+    num_samples
+        Number of draws ``S`` of the other latents.
+    batch_size
+        Largest number of observations at a time.
+    seed
+        Root seed; ``None`` for ``settings.seed``.
+
+    Returns
+    -------
+    xarray.Dataset
+        Site -> probabilities of shape ``(n, K)``, with the dimensions ``obs`` and
+        ``<site>_category``, or the one that the model names by ``infer={"category_dim": ...}``. The
+        categories are numbered in the order of the support, unless the site or the dimension is
+        called like a categorical field of as many categories, whose names they take.
+
+    Raises
+    ------
+    ModelError
+        If a site is not summed out, there is none, or ``num_samples`` is not positive.
+    """
+    if num_samples < 1:
+        raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
+    names = _enumerated_sites(model, sites)
+    manager, positions, loader = model.loader(adata, indices)
+    coords = model.coords(manager, positions)
+    result = _probability_sites(model, names, example_on_device(model, manager))
+
+    def make_story(minibatch: Minibatch) -> Story:
+        def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            table = _table(model, minibatch, values)
+            return {name: table.probabilities(name) for name in names}
+
+        return story
+
+    arrays = run_query(
+        model.module,
+        loader,
+        make_story,
+        posterior_globals(model, num_samples, seed, manager),
+        result,
+        num_draws=num_samples,
+        batch_size=batch_size or settings.batch_size,
+        reduction=Reduction("mean"),
+        seed=seed,
+    )
+    return label(arrays, result, _category_names(coords, result))
+
+
+def _enumerated_sites(model: BaseModelClass, sites: str | Sequence[str] | None) -> list[str]:
+    every = model.sites.names(Role.ENUMERATED)
+    available = [name for name in every if model.sites[name].plates == (OBS_PLATE,)]
+    names = available if sites is None else model.sites.resolve(sites)
+    if wrong := [name for name in names if name not in available]:
+        raise ModelError(
+            f"{', '.join(map(repr, wrong))} is no discrete latent with one value per observation "
+            "that is summed out in training; those are: "
+            f"{', '.join(available) or 'none'}. Draw other sites with sample_posterior()."
+        )
+    if not names:
+        raise ModelError(
+            "The model has no discrete latent with one value per observation that is summed out in "
+            'training. Such a site is marked by infer={"enumerate": "parallel"}.'
+        )
+    return names
+
+
+def _table(model: BaseModelClass, minibatch: Minibatch, values: dict[str, Tensor]) -> DiscreteTable:
+    latents = latent_values(guide_trace(model.module, minibatch, values))
+    every = model.sites.names(Role.ENUMERATED)
+    # a guide may draw a site that is summed out all the same
+    continuous = {name: value for name, value in latents.items() if name not in every}
+    return DiscreteTable(model.module, minibatch, continuous)
+
+
+def _probability_sites(
+    model: BaseModelClass, names: Sequence[str], example: Minibatch
+) -> dict[str, Site]:
+    with torch.no_grad(), evaluation_mode(model.module), stream("marginals"):
+        table = _table(model, example, {})
+        sizes = {name: table.probabilities(name).shape[-1] for name in names}
+    made = {}
+    for name, size in sizes.items():
+        infer: Any = table.trace.nodes[name]["infer"]
+        dims = (OBS_PLATE, infer.get("category_dim", f"{name}{_CATEGORY}"))
+        made[name] = Site(name, Role.ENUMERATED, (OBS_PLATE,), (OBS_PLATE, size), dims, 1)
+    return made
+
+
+def _category_names(coords: Coords, sites: dict[str, Site]) -> Coords:
+    """Coordinates in which the categories of a site have those of the field of its name."""
+    sizes = {site.dims[-1]: site.shape[-1] for site in sites.values()}
+
+    def named(dim: str) -> np.ndarray | None:
+        known = coords(dim.removesuffix(_CATEGORY) if dim in sizes else dim)
+        return None if dim in sizes and known is not None and len(known) != sizes[dim] else known
+
+    return named

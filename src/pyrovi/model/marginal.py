@@ -1,0 +1,225 @@
+"""Log-likelihoods with the local latents integrated out, draw by draw of the globals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from pyrovi._rng import stream
+from pyrovi._settings import settings
+from pyrovi.errors import ModelError
+from pyrovi.model.draws import example_on_device, posterior_globals, resolve_num_samples
+from pyrovi.module.ledger import Role, Site
+from pyrovi.module.plates import OBS_PLATE
+from pyrovi.posterior.labels import label
+from pyrovi.posterior.marginal import LocalWeights
+from pyrovi.posterior.point_estimates import point_sites
+from pyrovi.posterior.psis import importance_ess, khat_threshold, psis
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pyrovi.data import AnnDataManager
+    from pyrovi.model.base import BaseModelClass
+
+DIAGNOSED_DRAWS = 10
+"""Most draws of the globals whose importance weights are diagnosed."""
+
+
+def marginal_log_likelihood(
+    model: BaseModelClass,
+    *,
+    num_samples: int | None = None,
+    num_inner: int = 200,
+    adata: Any = None,
+    indices: Any = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> xr.Dataset:
+    r"""Log-likelihood of each observation given each draw of the globals, locals integrated out.
+
+    .. math:: \log \frac1K \sum_k \frac{p(x_n, z_{snk} \mid g_s)}{q(z_{snk} \mid x_n, g_s)}
+              \;\approx\; \log p(x_n \mid g_s)
+
+    with draws :math:`z_{snk}` of the guide (after MCMC, of a normal distribution with the moments
+    of the stored draws, a little wider). Each value is in expectation a lower bound of
+    :math:`\log p(x_n \mid g_s)`, which tightens as ``num_inner`` grows; every observation has its
+    own weights, and the plate's ``N / n`` is no part of them. This is what cross-validation of a
+    model with local latents needs: the likelihood *given* an observation's own latents has been
+    fitted to that observation.
+
+    A model without local latents needs no integral: the values are its log-likelihood. Enumerated
+    sites are summed out exactly.
+
+    Parameters
+    ----------
+    num_samples
+        Draws ``S`` of the globals from their posterior (``None``: all that are stored, else 250);
+        they are those of :meth:`sample_posterior` with the same seed.
+    num_inner
+        Draws ``K`` of the locals for each of them.
+    adata, indices, batch_size, seed
+        As in :meth:`sample_posterior`.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``log_likelihood`` with dimensions ``draw`` and ``obs``, in nats. If there are local latents
+        also, for each observation, ``khat`` and ``ess``: the Pareto shape and the effective number
+        of its importance weights (the median over at most 10 draws of the globals); where ``khat``
+        exceeds the attribute ``khat_threshold`` the integral is not to be relied on.
+
+    Raises
+    ------
+    ModelError
+        If a number of draws is below 1, no observed site has a value per observation, or the guide
+        gives a local latent a single value (a point estimate has no density to weigh by).
+
+    Notes
+    -----
+    All observed sites in the observation plate count together. Densities are masked as the story
+    says but not scaled: ``poutine.scale`` weights a term of the objective and is no part of a
+    likelihood.
+
+    References
+    ----------
+    Burda, Grosse, Salakhutdinov: Importance weighted autoencoders. ICLR (2016).
+    """
+    manager, positions, _ = model.loader(adata, indices)
+    likelihoods, khats, sizes = [], [], []
+    has_locals = bool(model.sites.names(Role.LOCAL))
+    for weights in local_weights(
+        model,
+        manager,
+        positions,
+        num_samples=num_samples,
+        num_inner=num_inner,
+        batch_size=batch_size,
+        seed=seed,
+    ):
+        likelihoods.append(log_mean(weights))
+        if has_locals:
+            khat, ess = diagnose_weights(weights)
+            khats.append(khat)
+            sizes.append(ess)
+    arrays = {"log_likelihood": np.concatenate(likelihoods, -1)}
+    attrs: dict[str, Any] = {"kind": "conditional"}
+    if has_locals:
+        arrays |= {"khat": np.concatenate(khats), "ess": np.concatenate(sizes)}
+        attrs = {
+            "kind": "importance-weighted marginal",
+            "num_inner": num_inner,
+            "khat_threshold": khat_threshold(num_inner),
+        }
+    return _labelled(model, manager, positions, arrays, attrs)
+
+
+def local_weights(
+    model: BaseModelClass,
+    manager: AnnDataManager,
+    positions: np.ndarray,
+    *,
+    num_samples: int | None,
+    num_inner: int,
+    batch_size: int | None,
+    seed: int | None,
+) -> Iterator[Tensor]:
+    """Log importance weights of one minibatch after the other, see :class:`LocalWeights`.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    manager, positions
+        The observations.
+    num_samples, num_inner, batch_size, seed
+        As in :func:`marginal_log_likelihood`.
+
+    Yields
+    ------
+    torch.Tensor
+        Shape ``(S, K, n)``, in double precision; ``K`` is 1 for a model without local latents.
+    """
+    count = resolve_num_samples(model, num_samples)
+    _check(model, num_inner)
+    if model.sites.names(Role.LOCAL):
+        with stream("points", seed=seed):
+            refuse_point_locals(model, manager)
+    else:
+        num_inner = 1
+    _, _, loader = model.loader(manager, positions)
+    globals_ = dict(posterior_globals(model, count, seed, manager))
+    weigh, device = LocalWeights(model.module, count, num_inner), model.device
+    for position, minibatch in enumerate(
+        loader(weigh.batch_size(batch_size or settings.batch_size))
+    ):
+        with stream("draws", "marginal", position, seed=seed):
+            weights = weigh(minibatch.to(device), globals_)
+        yield weights.double()
+
+
+def log_mean(log_weights: Tensor) -> np.ndarray:
+    """Log of the mean weight over the local draws: ``(S, K, n)`` to ``(S, n)``."""
+    values: np.ndarray = (log_weights.logsumexp(1) - math.log(log_weights.shape[1])).cpu().numpy()
+    return values
+
+
+def diagnose_weights(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto shape and effective number of the weights of each observation, each of shape ``(n,)``.
+
+    Medians over at most :data:`DIAGNOSED_DRAWS` draws of the globals.
+    """
+    diagnosed = log_weights[:DIAGNOSED_DRAWS].transpose(0, 1).cpu().numpy()
+    _, khat = psis(diagnosed)
+    return np.median(khat, 0), np.median(importance_ess(diagnosed), 0)
+
+
+def refuse_point_locals(model: BaseModelClass, manager: AnnDataManager | None = None) -> None:
+    """Refuse to weigh draws of a local latent that the guide gives a single value.
+
+    Raises
+    ------
+    ModelError
+        Naming the sites.
+    """
+    example = example_on_device(model, manager)
+    if points := point_sites(model.module, example, Role.LOCAL):
+        raise ModelError(
+            f"The guide gives the local latent(s) {', '.join(map(repr, points))} a single value "
+            "for each observation. A point estimate has no density, so the latents cannot be "
+            "integrated out by importance weights. Use a guide with a spread, e.g. "
+            "guide='amortized' or 'normal' instead of 'delta'."
+        )
+
+
+def _check(model: BaseModelClass, num_inner: int) -> None:
+    if num_inner < 1:
+        raise ModelError(f"num_inner must be at least 1, got {num_inner}.")
+    sites = model.sites
+    if not any(sites[name].is_local for name in sites.names(Role.OBSERVED, Role.FACTOR)):
+        raise ModelError(
+            "The model has no observed site with a value per observation, so there is no "
+            "log-likelihood of single observations. Observe a site inside "
+            "`with self.obs_plate():`."
+        )
+
+
+def _labelled(
+    model: BaseModelClass,
+    manager: AnnDataManager,
+    positions: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    coords = model.coords(manager, positions)
+    values = arrays.pop("log_likelihood")
+    row = {
+        name: Site(name, Role.OBSERVED, (), (OBS_PLATE,), (OBS_PLATE,), 0)
+        for name in ("log_likelihood", *arrays)
+    }
+    result = label({"log_likelihood": values}, row, coords, leading={"draw": None}, attrs=attrs)
+    return result.assign(label(arrays, row, coords)) if arrays else result

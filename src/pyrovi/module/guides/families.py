@@ -1,0 +1,234 @@
+"""Families of distributions for the global sites, on the real line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms import AffineAutoregressive, AffineTransform, Permute
+from pyro.distributions.transforms.spline import ConditionedSpline
+from pyro.nn import AutoRegressiveNN, PyroModule
+from torch import Tensor, nn
+
+from pyrovi.errors import ModelError
+from pyrovi.module.guides.distributions import (
+    PathDerivative,
+    draw_joint,
+    draw_normal,
+    draw_point,
+    full_rank_normal,
+)
+from pyrovi.module.guides.sites import LatentSite, Plates
+
+JOINT_SITE = "_globals_on_real_line"
+"""Name of the auxiliary site that holds the coordinates of all global sites."""
+
+_BINS, _BOUND = 8, 4.0  # of the splines, which are the identity outside of (-bound, bound)
+
+MAX_JOINT_SIZE = 4096
+"""Largest number of coordinates of families whose parameters grow with its square."""
+
+
+class MeanField(PyroModule):
+    """Independent normal coordinates.
+
+    Parameters
+    ----------
+    sites
+        The sites.
+    init_scale
+        Standard deviation of every coordinate to start from.
+    """
+
+    def __init__(self, sites: Sequence[LatentSite], init_scale: float) -> None:
+        super().__init__()
+        self.sites = tuple(sites)
+        for site in sites:
+            setattr(self, f"{site.key}_loc", nn.Parameter(site.initial.clone()))
+            log_scale = torch.full_like(site.initial, math.log(init_scale))
+            setattr(self, f"{site.key}_log_scale", nn.Parameter(log_scale))
+
+    def forward(self, plates: Plates) -> None:
+        """Draw the sites."""
+        for site in self.sites:
+            with plates(site.frames):
+                scale = getattr(self, f"{site.key}_log_scale").exp()
+                draw_normal(site, getattr(self, f"{site.key}_loc"), scale)
+
+
+class Point(PyroModule):
+    r"""One value of every site, which is trained to be the one of highest posterior density.
+
+    Parameters
+    ----------
+    sites
+        The sites.
+    on_real_line
+        Which density: that of the sites themselves, :math:`p(\theta \mid x)`, or that of their
+        unconstrained coordinates :math:`u`, :math:`p(\theta(u) \mid x)\,|d\theta/du|`.
+    """
+
+    def __init__(self, sites: Sequence[LatentSite], on_real_line: bool) -> None:
+        super().__init__()
+        self.sites, self.on_real_line = tuple(sites), on_real_line
+        for site in sites:
+            setattr(self, f"{site.key}_loc", nn.Parameter(site.initial.clone()))
+
+    def forward(self, plates: Plates) -> None:
+        """Give the sites their values."""
+        for site in self.sites:
+            loc = getattr(self, f"{site.key}_loc")
+            draw_point(site, plates, loc, density_on_real_line=self.on_real_line)
+
+
+class _Joint(PyroModule):
+    """All coordinates together, at ``loc`` and on the scale ``exp(log_scale)``."""
+
+    def __init__(self, sites: Sequence[LatentSite], init_scale: float) -> None:
+        super().__init__()
+        self.sites = tuple(sites)
+        start = torch.cat([site.initial.reshape(-1) for site in sites])
+        self.size = len(start)
+        self.loc = nn.Parameter(start)
+        self.log_scale = nn.Parameter(torch.full_like(start, math.log(init_scale)))
+
+    def refuse_many(self, name: str) -> None:
+        if self.size > MAX_JOINT_SIZE:
+            largest = max(self.sites, key=lambda site: site.size)
+            raise ModelError(
+                f"The guide {name!r} has parameters for every pair of its coordinates, and the "
+                f"global sites have {self.size} (of {largest.name!r} alone {largest.size}); at "
+                f'most {MAX_JOINT_SIZE} are allowed. Use "lowrank" or "normal".'
+            )
+
+    def distribution(self) -> dist.Distribution:
+        raise NotImplementedError
+
+    def forward(self, plates: Plates) -> None:
+        """Draw the sites."""
+        draw_joint(JOINT_SITE, self.sites, plates, self.distribution())
+
+
+class FullRank(_Joint):
+    r"""A normal distribution with all covariances, :math:`u = m + \mathrm{diag}(s)\,L\,\epsilon`.
+
+    :math:`L` is lower triangular with ones on its diagonal.
+
+    Parameters
+    ----------
+    sites
+        The sites.
+    init_scale
+        Standard deviation of every coordinate to start from.
+    """
+
+    def __init__(self, sites: Sequence[LatentSite], init_scale: float) -> None:
+        super().__init__(sites, init_scale)
+        self.refuse_many("mvn")
+        self.lower = nn.Parameter(self.loc.new_zeros(self.size, self.size))
+
+    def distribution(self) -> dist.Distribution:
+        """Distribution of the coordinates."""
+        return full_rank_normal(self.loc, self.log_scale.exp(), self.lower)
+
+
+class LowRank(_Joint):
+    r"""A normal distribution with covariance :math:`S (I + F F^\top) S`, :math:`S` diagonal.
+
+    Parameters
+    ----------
+    sites
+        The sites.
+    init_scale
+        Standard deviation of every coordinate to start from.
+    rank
+        Number of columns of :math:`F`; ``None`` for the square root of the number of coordinates.
+
+    Raises
+    ------
+    ModelError
+        If the rank is not positive.
+    """
+
+    def __init__(
+        self, sites: Sequence[LatentSite], init_scale: float, rank: int | None = None
+    ) -> None:
+        super().__init__(sites, init_scale)
+        rank = round(math.sqrt(self.size)) if rank is None else rank
+        if rank < 1:
+            raise ModelError(f"rank of the guide 'lowrank' must be at least 1, found {rank}.")
+        # half of the variance each for the factors and for what they leave
+        self.factors = nn.Parameter(torch.randn(self.size, rank).to(self.loc) / math.sqrt(rank))
+        with torch.no_grad():
+            self.log_scale.sub_(math.log(2) / 2)
+
+    def distribution(self) -> dist.Distribution:
+        """Distribution of the coordinates."""
+        scale = self.log_scale.exp()
+        factors = scale[:, None] * self.factors
+        return PathDerivative(dist.LowRankMultivariateNormal, self.loc, factors, scale**2)
+
+
+class Flow(_Joint):
+    r"""A normalising flow: two inverse autoregressive layers, splines, location and scale.
+
+    The layers have linear skip connections, so every normal distribution is a member of the family;
+    the splines bend each margin. It starts from independent normal coordinates.
+
+    Parameters
+    ----------
+    sites
+        The sites.
+    init_scale
+        Standard deviation of every coordinate to start from.
+
+    References
+    ----------
+    Kingma et al. 2016, Improved variational inference with inverse autoregressive flow.
+    Durkan et al. 2019, Neural spline flows.
+    """
+
+    def __init__(self, sites: Sequence[LatentSite], init_scale: float) -> None:
+        super().__init__(sites, init_scale)
+        self.refuse_many("flow")
+        networks = [_autoregressive(self.size) for _ in range(2 if self.size > 1 else 0)]
+        self.networks = nn.ModuleList(networks).to(self.loc.dtype)
+        # the identity to start from: equal bins, slopes of 1 between them
+        self.widths = nn.Parameter(self.loc.new_zeros(self.size, _BINS))
+        self.heights = nn.Parameter(self.loc.new_zeros(self.size, _BINS))
+        slopes = self.loc.new_full((self.size, _BINS - 1), math.log(math.expm1(1)))
+        self.slopes = nn.Parameter(slopes)
+
+    def distribution(self) -> dist.Distribution:
+        """Distribution of the coordinates."""
+        # Transforms keep what they computed last, which the density of a draw needs: new ones for
+        # every draw, so that the module keeps nothing.
+        reverse = torch.arange(self.size - 1, -1, -1, device=self.loc.device)
+        transforms: list[Any] = []
+        for network in self.networks:
+            transforms += [AffineAutoregressive(network), Permute(reverse, cache_size=1)]
+        transforms.append(ConditionedSpline(self._bends, bound=_BOUND, order="quadratic"))
+        scale = self.log_scale.exp()
+        transforms.append(AffineTransform(self.loc, scale, event_dim=1, cache_size=1))
+        base = dist.Normal(torch.zeros_like(scale), torch.ones_like(scale)).to_event(1)
+        return dist.TransformedDistribution(base, transforms)
+
+    def _bends(self) -> tuple[Tensor, Tensor, Tensor, None]:
+        slopes = nn.functional.softplus(self.slopes)
+        return self.widths.softmax(-1), self.heights.softmax(-1), slopes, None
+
+
+def _autoregressive(size: int) -> nn.Module:
+    order: Any = torch.arange(size)
+    network: Any = AutoRegressiveNN(
+        size, [max(2 * size, 16)], permutation=order, skip_connections=True
+    )
+    with torch.no_grad():  # the identity to start from
+        for layer in (network.layers[-1], network.skip_layer):
+            for parameter in layer.parameters():
+                parameter.zero_()
+    made: nn.Module = network
+    return made

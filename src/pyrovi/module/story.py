@@ -1,0 +1,147 @@
+"""StoryModule: a Pyro function, or module, and a guide chosen for it, as a model/guide pair."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from pyrovi.errors import ModelError
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.guides import make_guide
+from pyrovi.module.handlers import FloatingObservations
+
+
+class StoryModule(PyroBaseModule):
+    """A story with its constants filled in, and a guide.
+
+    Parameters
+    ----------
+    story
+        Function or module that is the model. Arguments that can be passed by position are tensors,
+        named after the fields; keyword-only arguments are constants.
+    guide
+        See :func:`~pyrovi.module.guides.make_guide`.
+    fields
+        Names of the registered fields.
+    stats
+        Summary statistics, for the constants of the same names.
+    site_dims
+        See :class:`PyroBaseModule`.
+
+    Raises
+    ------
+    ModelError
+        If the story asks for a tensor that is no field, or a constant that is no statistic.
+    """
+
+    def __init__(
+        self,
+        story: Callable[..., Any],
+        guide: Any,
+        fields: Sequence[str],
+        stats: Mapping[str, int],
+        site_dims: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.site_dims = dict(site_dims or {})
+        if isinstance(story, nn.Module):
+            story = copy.deepcopy(story)  # the caller's stays as it is, and can be used again
+            self.story = story
+        self.model = _bound(story, story_name(story), fields, stats, FloatingObservations())
+        self.guide = self._make_guide(guide, fields, stats)
+
+    def _make_guide(self, guide: Any, fields: Sequence[str], stats: Mapping[str, int]) -> Any:
+        if isinstance(guide, (FunctionType, functools.partial)):
+            if _is_story(guide, fields):
+                return _bound(guide, "The guide", fields, stats)
+            return make_guide(lambda model: guide(model), self.model)
+        categories = {name: stats[f"n_{name}"] for name in fields if f"n_{name}" in stats}
+        return make_guide(guide, self.model, n_categories=categories)
+
+
+def story_name(story: Callable[..., Any]) -> str:
+    """How messages call a story."""
+    while isinstance(story, functools.partial):
+        story = story.func
+    return f"The story {getattr(story, '__qualname__', type(story).__name__)!r}"
+
+
+def tensor_names(story: Callable[..., Any]) -> list[str]:
+    """Names of the tensors that a story asks for: its arguments without a default."""
+    return [p.name for p in _positional(story, story_name(story)) if p.default is p.empty]
+
+
+def _positional(story: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    function = story.forward if isinstance(story, nn.Module) else story
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            parameters.append(parameter)
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            raise ModelError(
+                f"{name} takes {parameter}. Expected tensors by name, `def story(X, batch)`, and "
+                "constants as keyword-only arguments, `def story(X, *, n_vars, n_factors=8)`."
+            )
+    return parameters
+
+
+def _is_story(guide: Callable[..., Any], fields: Sequence[str]) -> bool:
+    """Whether a function is a hand-written guide, and not one that makes a guide of a model."""
+    given = inspect.signature(guide).parameters.values()
+    names = [p.name for p in given if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    return not names or set(names) <= set(fields)
+
+
+def _bound(
+    story: Callable[..., Any],
+    name: str,
+    fields: Sequence[str],
+    stats: Mapping[str, int],
+    handler: Any = None,
+) -> Callable[..., Any]:
+    """The story as a function of tensors alone, which its signature names."""
+    tensors = _positional(story, name)
+    missing = [p.name for p in tensors if p.default is p.empty and p.name not in fields]
+    if missing:
+        raise ModelError(
+            f"{name} asks for {', '.join(map(repr, missing))}, which no field provides. Fields "
+            f"are: {', '.join(fields) or 'none'}. Add it, e.g. fields={{{missing[0]!r}: "
+            "pv.fields.obs('column')}, give the argument a default, or, if it is a constant, make "
+            "it keyword-only (after a `*`)."
+        )
+    constants = _constants(story, name, stats)
+
+    def run(**values: Any) -> Any:
+        if handler is None:
+            return story(**values, **constants)
+        with handler:
+            return story(**values, **constants)
+
+    run.__signature__ = inspect.Signature(tensors)  # type: ignore[attr-defined]
+    run.__name__ = getattr(story, "__name__", type(story).__name__)
+    return run
+
+
+def _constants(story: Callable[..., Any], name: str, stats: Mapping[str, int]) -> dict[str, int]:
+    function = story.forward if isinstance(story, nn.Module) else story
+    constants = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        # a statistic that functools.partial, or the author, has given a value keeps that
+        if parameter.default is parameter.empty:
+            if parameter.name not in stats:
+                known = ", ".join(f"{k}={v}" for k, v in stats.items())
+                raise ModelError(
+                    f"{name} needs the constant {parameter.name!r}, which is no summary statistic "
+                    f"of the data (these are: {known}). Give it a default in the signature, or a "
+                    f"value with functools.partial(story, {parameter.name}=...)."
+                )
+            constants[parameter.name] = int(stats[parameter.name])
+    return constants

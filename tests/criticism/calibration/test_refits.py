@@ -1,0 +1,237 @@
+"""SBC with refits: right inference passes, wrong one fails, and runs can be gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyrovi.criticism.calibration.one_refit import LIKELIHOOD
+from pyrovi.criticism.calibration.refits import sbc
+from pyrovi.data.fields import LayerField
+from pyrovi.errors import ModelError, SaveLoadError, TrainingError
+from pyrovi.model.base import BaseModelClass
+from pyrovi.module import PyroBaseModule
+
+QUICK: dict[str, Any] = {"accelerator": "cpu", "batch_size": None}
+
+
+class MeanModule(PyroBaseModule):
+    """mu ~ N(0, 2); x_n ~ N(mu, 1.5); the guide reads the data: it is exact without training."""
+
+    def __init__(self, widen: float, shift: float) -> None:
+        super().__init__()
+        self.widen, self.shift = widen, shift
+        self.loc = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("exact", torch.ones(2))
+
+    def model(self, X: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with self.obs_plate():
+            pyro.sample("X", dist.Normal(mu, 1.5).expand([1]).to_event(1), obs=X)
+
+    def guide(self, X: torch.Tensor) -> None:
+        loc, scale = self.exact
+        pyro.sample("mu", dist.Normal(loc + self.shift + 0 * self.loc, self.widen * scale))
+
+
+class Exact(BaseModelClass):
+    """``train`` puts the exact posterior into the guide; or fails, where it is asked to."""
+
+    @classmethod
+    def setup_anndata(cls, adata: Any) -> None:
+        cls.register(adata, [LayerField("X", None, is_count_data=False)], {})
+
+    def __init__(self, adata: Any, widen: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__(adata)
+        self.module = MeanModule(widen, shift)
+
+    def train(self, fail_above: float = math.inf, **kwargs: Any) -> None:
+        X = np.asarray(self.adata_manager.get_from_registry("X"), dtype=float)
+        if X.mean() > fail_above:
+            raise TrainingError("the loss is not finite")
+        variance = 1 / (1 / 4 + len(X) / 2.25)
+        loc = variance * X.sum() / 2.25
+        self.module.exact.copy_(torch.tensor([loc, math.sqrt(variance)]))
+        self.is_trained = True
+        self.train_indices = np.arange(len(X))
+
+
+def exact(n: int = 6, **options: float) -> Exact:
+    adata = anndata.AnnData(np.zeros((n, 1), dtype=np.float32))
+    Exact.setup_anndata(adata)
+    return Exact(adata, **options)
+
+
+def test_exact_posterior_passes() -> None:
+    found = sbc(exact(), 90, num_draws=19, seed=1)
+    assert found.passed, found.summary()
+    assert list(found.values) == ["mu", "log p(x | latents)", "log p(x, latents)"]
+    assert (found.symmetry["direction"] == "").all()
+    assert found.values.shape == (90, 3)
+    assert (found.ess == 19).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reading"), [({"widen": 0.5}, "too narrow"), ({"widen": 2.5}, "too wide")]
+)
+def test_wrong_scale_fails_but_is_symmetric(wrong: dict, reading: str) -> None:
+    found = sbc(exact(**wrong), 90, sites="mu", num_draws=19, seed=1)
+    assert not found.passed
+    assert reading in found.table.loc["mu", "reading"]
+    assert found.symmetry.loc["mu", "direction"] == ""
+
+
+def test_wrong_mean_fails_with_its_direction() -> None:
+    found = sbc(exact(shift=-0.6), 90, num_draws=19, seed=1)
+    assert "too low" in found.table.loc["mu", "reading"]
+    assert found.symmetry.loc["mu", "direction"] == "low"
+    assert "biased low on average" in found.summary()
+
+
+def test_a_fit_that_returns_the_prior_is_revealed_by_the_likelihood() -> None:
+    class Lazy(Exact):
+        def train(self, **kwargs: Any) -> None:
+            self.module.exact.copy_(torch.tensor([0.0, 2.0]))
+            self.is_trained = True
+
+    adata = anndata.AnnData(np.zeros((6, 1), dtype=np.float32))
+    Lazy.setup_anndata(adata)
+    found = sbc(Lazy(adata), 90, num_draws=19, seed=1)
+    assert found.table.loc["mu", "verdict"] == "passes"
+    assert found.table.loc[LIKELIHOOD, "verdict"] == "fails"
+
+
+def test_results_do_not_depend_on_workers_or_on_what_was_drawn_before() -> None:
+    one = sbc(exact(), 8, num_draws=19, seed=2)
+    torch.manual_seed(5)
+    two = sbc(exact(), 8, num_draws=19, seed=2, num_workers=2)
+    assert one.values.equals(two.values)
+    assert not one.values.equals(sbc(exact(), 8, num_draws=19, seed=3).values)
+
+
+def test_a_run_goes_on_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "sbc.json"
+    first = sbc(exact(), 5, num_draws=19, path=path, seed=2)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 6
+    path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # killed while writing the last
+    all_at_once = sbc(exact(), 9, num_draws=19, seed=2)
+    gone_on = sbc(exact(), 9, num_draws=19, path=path, seed=2)
+    assert gone_on.values.equals(all_at_once.values)
+    assert len(path.read_text().splitlines()) == 10
+    before = path.read_bytes()
+    assert sbc(exact(), 5, num_draws=19, path=path, seed=2).values.equals(first.values)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_draws": 9}, "num_draws"),
+        ({"seed": 3}, "seed"),
+        ({"train_kwargs": {"max_epochs": 3}}, "train_kwargs"),
+    ],
+)
+def test_a_file_of_another_configuration_is_refused(
+    tmp_path: Path, change: dict, named: str
+) -> None:
+    path = tmp_path / "sbc.json"
+    options = {"num_draws": 19, "seed": 2}
+    sbc(exact(), 2, path=path, **options)
+    with pytest.raises(SaveLoadError, match=f"another configuration: {named}"):
+        sbc(exact(), 2, path=path, **(options | change))
+
+
+def test_files_of_other_models_or_kinds_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sbc.json"
+    sbc(exact(), 2, path=path, num_draws=19)
+    with pytest.raises(SaveLoadError, match="story"):
+        sbc(exact(widen=2.0), 2, path=path, num_draws=19)
+    with pytest.raises(SaveLoadError, match="data"):
+        sbc(exact(n=7), 2, path=path, num_draws=19)
+    path.write_text(json.dumps({"a": 1}) + "\n")
+    with pytest.raises(SaveLoadError, match="something else"):
+        sbc(exact(), 2, path=path, num_draws=19)
+    path.write_text("hello\n")
+    with pytest.raises(SaveLoadError, match="no JSON"):
+        sbc(exact(), 2, path=path, num_draws=19)
+    assert path.read_text() == "hello\n"
+
+
+def test_failed_fits_are_reported_and_too_many_of_them_do_not_pass(tmp_path: Path) -> None:
+    found = sbc(exact(), 60, train_kwargs={"fail_above": 1.0}, num_draws=19, seed=1)
+    assert 3 < len(found.failures) < 40
+    assert len(found.values) + len(found.failures) == 60
+    assert not found.passed
+    assert "fits failed" in found.summary()
+    assert "the loss is not finite" in found.summary()
+    with pytest.raises(TrainingError, match=r"None of the 4 .* loss is not finite"):
+        sbc(exact(), 4, train_kwargs={"fail_above": -100.0}, num_draws=19)
+
+
+def test_time_limit_stops_before_the_next_simulation(tmp_path: Path) -> None:
+    path = tmp_path / "sbc.json"
+    with pytest.raises(TrainingError, match="max_time=0"):
+        sbc(exact(), 4, num_draws=19, max_time=0, path=path)
+    sbc(exact(), 2, num_draws=19, path=path)
+    found = sbc(exact(), 4, num_draws=19, max_time=0, path=path)
+    assert len(found.values) == 2
+    assert "2 of 4 simulations are done" in found.summary()
+
+
+def test_wrong_questions_are_explained() -> None:
+    with pytest.raises(ModelError, match="'X' is observed"):
+        sbc(exact(), 2, sites="X")
+    with pytest.raises(ModelError, match="num_draws must be at least 1"):
+        sbc(exact(), 2, num_draws=0)
+
+
+class HierarchyModule(PyroBaseModule):
+    """mu ~ N(0, 2); z_n ~ N(mu, 1); x_n ~ N(z_n, 0.5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(()))
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def model(self, X: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with self.obs_plate():
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("X", dist.Normal(z[..., None], 0.5).to_event(1), obs=X)
+
+    def guide(self, X: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(self.loc, self.log_scale.exp()))
+        with self.obs_plate():
+            pyro.sample("z", dist.Normal((mu + 4 * X[:, 0]) / 5, 5**-0.5))
+
+
+class HierarchyModel(Exact):
+    def __init__(self, adata: Any) -> None:
+        BaseModelClass.__init__(self, adata)
+        self.module = HierarchyModule()
+
+    train = BaseModelClass.train
+
+
+@pytest.mark.slow
+def test_trained_exact_family_passes_with_local_latents() -> None:
+    """The guide's family holds the exact posterior, so SVI finds it and everything is uniform."""
+    adata = anndata.AnnData(np.zeros((10, 1), dtype=np.float32))
+    HierarchyModel.setup_anndata(adata)
+    training = {"max_epochs": 100, "lr": 0.08, "plan_kwargs": {"n_epochs_kl_warmup": 0}, **QUICK}
+    model = HierarchyModel(adata)
+    found = sbc(
+        model, 30, train_kwargs=training, observations=[0, 3], num_draws=19, num_workers=2, seed=1
+    )
+    assert found.passed, found.summary()
+    assert list(found.values)[:3] == ["mu", "z[obs=0]", "z[obs=3]"]
