@@ -1,7 +1,7 @@
-"""A model of one's own: negative binomial factors with a guide written by hand.
+"""A model of one's own: negative binomial factors, from nothing but the generative story.
 
-The module says how the counts come about and how the latent variables are inferred; the model class
-says where the data are. Training, queries under the data's names, checks and saving come with them.
+The story says how the counts come about. Its guide (an encoder for the cells, a normal distribution
+for the genes), training, queries under the data's names, checks and saving come with it.
 
 Run: python examples/own_model.py [--tiny]
 """
@@ -16,59 +16,30 @@ import pyro.distributions as dist
 import torch
 
 import pyrovi as pv
-from pyrovi.data.fields import LayerField
 from pyrovi.distributions import NegativeBinomial
-from pyrovi.model import BaseModelClass
-from pyrovi.module import PyroBaseModule
+
+SITE_DIMS = {"z": ["factor"], "rho": ["var"]}
 
 
-class FactorModule(PyroBaseModule):
+def nb_factors(X, library, *, n_vars, n_factors=3):
     """X_ng ~ NB(mean = library_n rho_ng, theta_g) with rho_n = softmax(b + z_n W)."""
-
-    def __init__(self, n_vars: int, n_factors: int) -> None:
-        super().__init__()
-        self.n_vars, self.n_factors = n_vars, n_factors
-        self.site_dims = {"z": ("factor",), "rho": ("var",), "X": ("var",)}
-        self.W = torch.nn.Parameter(0.1 * torch.randn(n_factors, n_vars))
-        self.b = torch.nn.Parameter(torch.zeros(n_vars))
-        self.encoder = torch.nn.Sequential(
-            torch.nn.Linear(n_vars, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2 * n_factors)
-        )
-        self.theta = torch.nn.Parameter(torch.zeros(n_vars))  # location of log theta in the guide
-
-    def model(self, X):
-        with pv.plate("var", self.n_vars, dim=-1):
-            theta = pyro.sample("theta", dist.LogNormal(X.new_tensor(1.0), 1.0))
-        with self.obs_plate():
-            z = pyro.sample("z", dist.Normal(X.new_zeros(self.n_factors), 1.0).to_event(1))
-            rho = pyro.deterministic("rho", (self.b + z @ self.W).softmax(-1), event_dim=1)
-            counts = NegativeBinomial(mu=X.sum(-1, keepdim=True) * rho, theta=theta)
-            pyro.sample("X", counts.to_event(1), obs=X)
-
-    def guide(self, X):
-        with pv.plate("var", self.n_vars, dim=-1):
-            pyro.sample("theta", dist.LogNormal(self.theta, 0.1))
-        location, log_scale = self.encoder(X.log1p()).chunk(2, -1)
-        with self.obs_plate():
-            pyro.sample("z", dist.Normal(location, log_scale.exp()).to_event(1))
-
-
-class NBFactors(BaseModelClass):
-    """Negative binomial factor analysis."""
-
-    def __init__(self, adata, n_factors: int = 5) -> None:
-        super().__init__(adata)
-        self.module = FactorModule(self.summary_stats.n_vars, n_factors)
-
-    @classmethod
-    def setup_anndata(cls, adata, layer: str | None = None) -> None:
-        cls.register(adata, [LayerField("X", layer, is_count_data=True)], locals())
+    genes = pv.plate("var", n_vars, dim=-1)
+    with genes:
+        theta = pyro.sample("theta", dist.LogNormal(1.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 2.0))
+    with pv.plate("factor", n_factors, dim=-2), genes:
+        W = pyro.sample("W", dist.Normal(0.0, 0.5))
+    with pv.obs_plate():
+        z = pyro.sample("z", dist.Normal(torch.zeros(n_factors), 1.0).to_event(1))
+        rho = pyro.deterministic("rho", (b + z @ W).softmax(-1), event_dim=1)
+        pyro.sample("X", NegativeBinomial(mu=library * rho, theta=theta).to_event(1), obs=X)
 
 
 def main(tiny: bool) -> None:
     adata = pv.data.synthetic_iid(batch_size=50 if tiny else 400, n_genes=20 if tiny else 200)
-    NBFactors.setup_anndata(adata)
-    model = NBFactors(adata, n_factors=3)
+    fields = {"X": pv.fields.layer(), "library": pv.fields.total()}
+    model = pv.from_pyro(nb_factors, adata, fields, guide="amortized", site_dims=SITE_DIMS)
+    print(model.sites)
     model.train(5 if tiny else 100, accelerator="cpu", enable_progress_bar=False, lr=5e-3)
     print(f"held-out ELBO per cell: {model.get_elbo(indices=model.validation_indices):.2f} nats")
 

@@ -19,10 +19,12 @@ def snippets(language: str) -> list[str]:
 def test_readme_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pyrovi.model.training.max_epochs_heuristic", lambda n_obs: 1)
+    for steps in ("STEPS", "STEPS_NEAR"):
+        monkeypatch.setattr(f"pyrovi.train.converge.{steps}", 20)
     monkeypatch.setattr("pyrovi.settings.enable_progress_bar", False)
     namespace: dict[str, object] = {"__name__": "readme"}
     python = snippets("python")
-    assert len(python) >= 2
+    assert len(python) >= 3
     for code in python:
         exec(compile(code, "README.md", "exec"), namespace)
     assert {p.name for p in tmp_path.iterdir()} == {"my_model", "report.html", "report.json"}

@@ -19,7 +19,7 @@ from pyrovi.model.amortization import amortization_gap
 from pyrovi.model.local_fit import local_fit
 from pyrovi.module import obs_plate
 from pyrovi.module.stored import StoredDraws
-from pyrovi.posterior.psis import khat_threshold, psis
+from pyrovi.posterior.pareto import khat_threshold, psis
 
 DATA = simulated()
 

@@ -18,7 +18,7 @@ def lines(axes) -> dict[str, np.ndarray]:
 
 
 def test_elbo_is_the_negative_loss(trained) -> None:
-    left, right = plot_elbo(trained).axes
+    left, middle, right = plot_elbo(trained).axes
     shown = lines(left)
     np.testing.assert_allclose(shown["training"], -trained.history["elbo_train"].iloc[:, 0])
     np.testing.assert_allclose(shown["held out"], -trained.history["elbo_validation"].iloc[:, 0])
@@ -27,6 +27,11 @@ def test_elbo_is_the_negative_loss(trained) -> None:
         trained.history["kl_local_train"].iloc[:, 0]
         + trained.history["kl_global_train"].iloc[:, 0],
     )
+    weight = trained.history["kl_weight"].iloc[:, 0]
+    full = -trained.history["elbo_train"].iloc[:, 0][weight == weight.max()]
+    block = max(1, len(full) // 4)
+    last = next(y for label, y in lines(middle).items() if "last quarter" in label)
+    np.testing.assert_allclose(last, full.iloc[-block:].mean())
     assert "nats" in left.get_ylabel()
     assert "KL" in right.get_ylabel()
 

@@ -55,7 +55,7 @@ def test_files_agree(adata, tmp_path) -> None:
     values = json.loads((result.out / "report.json").read_text())["values"]
     assert values["bounds"]["training"]["elbo"] == result.bounds.loc["training", "elbo"]
     assert values["predictive"]["total"]["in 90% interval"] == result.checks.coverage("total")
-    assert (result.out / "report.html").read_text().count("data:image/png;base64,") == 5
+    assert (result.out / "report.html").read_text().count("data:image/png;base64,") >= 5
 
 
 def test_a_missing_column_is_refused_before_training(adata, tmp_path) -> None:

@@ -16,7 +16,7 @@ from pyrovi.errors import ModelError
 from pyrovi.model.local_fit import local_fit
 from pyrovi.model.marginal import marginal_log_likelihood
 from pyrovi.module import obs_plate
-from pyrovi.posterior.psis import khat_threshold
+from pyrovi.posterior.pareto import khat_threshold
 
 DATA = simulated(40)
 

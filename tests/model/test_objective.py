@@ -156,7 +156,7 @@ def test_factors_have_a_role_of_their_own_and_no_value() -> None:
     assert set(model.posterior_predictive(num_samples=2)) == {"X"}
     assert set(model.log_likelihood(num_samples=2)) == {"X"}
     assert set(model.sample_prior(num_samples=2)) == {"w", "z", "X"}
-    model.to_arviz(num_samples=2, groups=["posterior", "log_likelihood", "prior_predictive"])
+    model.to_arviz(num_samples=2, groups=["posterior", "prior_predictive"])
     with pytest.raises(ModelError, match=r"'inside' is a pyro\.factor term"):
         model.sample_posterior("inside")
 

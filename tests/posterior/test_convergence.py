@@ -85,9 +85,9 @@ def test_trailing_axes_are_computed_one_by_one(monkeypatch):
     draws[:, :, 1, 2] += np.arange(4)[:, None]
     draws[0, 0, 2, 0] = np.nan
     monkeypatch.setattr(cv, "_CHUNK", 4000)  # several chunks
-    together = cv.convergence(draws)
+    together = cv.convergence_statistics(draws)
     for (i, j), r_hat in np.ndenumerate(together["r_hat"]):
-        one = cv.convergence(draws[:, :, i, j])
+        one = cv.convergence_statistics(draws[:, :, i, j])
         assert all(v.shape == () for v in one.values())
         np.testing.assert_allclose(r_hat, one["r_hat"])
         for name in ("ess_bulk", "ess_tail", "mcse_mean", "mcse_sd"):
@@ -115,7 +115,7 @@ def test_energies_equal_arviz_and_flag_a_random_walk():
 
 
 def test_one_fit_has_no_rhat():
-    one = cv.convergence(autoregressive(chains=1))
+    one = cv.convergence_statistics(autoregressive(chains=1))
     assert np.isnan(one["r_hat"])
     assert one["ess_bulk"] > 100
 
@@ -132,6 +132,6 @@ def test_messages():
 def test_twenty_thousand_quantities_take_seconds():
     draws = np.random.default_rng(14).standard_normal((4, 250, 20_000)).astype(np.float32)
     begin = time.perf_counter()
-    table = cv.convergence(draws)
+    table = cv.convergence_statistics(draws)
     assert time.perf_counter() - begin < 30  # some 4 s on one core; ArviZ needs minutes
     assert np.nanmax(table["r_hat"]) < 1.1

@@ -34,7 +34,8 @@ class Mixture(PyroBaseModule):
             if self.continuous:
                 loc = pyro.sample("z", dist.Normal(loc, 0.5))
             pyro.deterministic("loc", loc)
-            pyro.sample("X", dist.Normal(loc[..., None], SCALE).to_event(1), obs=X)
+            loc = loc[..., None].expand(*loc.shape, X.shape[-1])
+            pyro.sample("X", dist.Normal(loc, SCALE).to_event(1), obs=X)
 
     def guide(self, X: Tensor) -> None:
         if self.continuous:
@@ -100,7 +101,8 @@ def test_two_enumerated_sites(X: np.ndarray) -> None:
                 infer={"enumerate": "parallel"},
             )  # fmt: skip
             loc = a + torch.tensor(LOCS).float()[b]
-            pyro.sample("X", dist.Normal(loc[..., None], SCALE).to_event(1), obs=X)
+            loc = loc[..., None].expand(*loc.shape, X.shape[-1])
+            pyro.sample("X", dist.Normal(loc, SCALE).to_event(1), obs=X)
 
     prior = np.array([[0.7 * p for p in (0.2, 0.3, 0.5)], [0.3 * p for p in (0.6, 0.3, 0.1)]])
     loc = np.arange(2)[:, None] + LOCS

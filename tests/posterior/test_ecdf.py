@@ -123,3 +123,9 @@ def test_wrong_arguments_are_explained() -> None:
         uniformity([0.2, 3.0])
     with pytest.raises(ModelError, match="between 0 and 4, found 5"):
         uniformity([1, 5], num_ranks=5)
+
+
+def test_p_value_of_values_that_no_uniform_sample_would_be() -> None:
+    # the probability of so many equal values underflows to 0
+    assert uniformity(np.full(500, 0.999)).p_value < 1e-9
+    assert uniformity(np.repeat([0, 99], 1000), num_ranks=100).p_value < 1e-9

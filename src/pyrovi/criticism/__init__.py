@@ -8,12 +8,22 @@ from pyrovi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from pyrovi.criticism.bounds import evidence_bounds
-    from pyrovi.criticism.calibration import SBC, Calibration, LooPit, encoder_sbc, loo_pit, sbc
+    from pyrovi.criticism.calibration import Calibration, LooPit, SBC, encoder_sbc, loo_pit, sbc
     from pyrovi.criticism.comparison import compare
     from pyrovi.criticism.count_thinning import thinned_density, thinning
     from pyrovi.criticism.decisions import decide
+    from pyrovi.criticism.diagnose_rows import Check
     from pyrovi.criticism.diagnosis import Diagnosis, diagnose
-    from pyrovi.criticism.document import Document, Image, Section, Table
+    from pyrovi.criticism.document import (
+        Callout,
+        Code,
+        Diagram,
+        Document,
+        Folded,
+        Image,
+        Section,
+        Table,
+    )
     from pyrovi.criticism.elbo_plot import plot_elbo
     from pyrovi.criticism.elpd import Elpd
     from pyrovi.criticism.held_out_density import cross_validate, held_out, make_folds
@@ -37,21 +47,26 @@ if TYPE_CHECKING:
     from pyrovi.criticism.thinned_counts import thin_counts
 
 __all__ = [
-    "LOO",
-    "SBC",
     "Calibration",
+    "Callout",
+    "Check",
     "CheckedData",
+    "Code",
     "Diagnosis",
+    "Diagram",
     "Document",
     "Dropout",
     "Elpd",
+    "Folded",
     "Frequencies",
     "Image",
+    "LOO",
     "LooPit",
     "PredictiveChecks",
     "PredictivePIT",
     "Quantiles",
     "Recovery",
+    "SBC",
     "Section",
     "Sensitivity",
     "Statistic",
@@ -92,11 +107,16 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
         "Calibration": "pyrovi.criticism.calibration",
+        "Callout": "pyrovi.criticism.document",
+        "Check": "pyrovi.criticism.diagnose_rows",
         "CheckedData": "pyrovi.criticism.statistics",
+        "Code": "pyrovi.criticism.document",
         "Diagnosis": "pyrovi.criticism.diagnosis",
+        "Diagram": "pyrovi.criticism.document",
         "Document": "pyrovi.criticism.document",
         "Dropout": "pyrovi.criticism.statistics",
         "Elpd": "pyrovi.criticism.elpd",
+        "Folded": "pyrovi.criticism.document",
         "Frequencies": "pyrovi.criticism.statistics",
         "Image": "pyrovi.criticism.document",
         "LOO": "pyrovi.criticism.leave_one_out",

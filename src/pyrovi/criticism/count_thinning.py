@@ -17,12 +17,12 @@ from pyrovi.criticism.leave_one_out import log_mean_exp
 from pyrovi.criticism.thinned_counts import check_fraction, held_out_log_prob, thin_counts
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model.copies import fresh_copy
-from pyrovi.model.draws import posterior_globals
+from pyrovi.model.draws import posterior_globals, resolve_num_samples
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
 from pyrovi.posterior.engine import bounded_batch_size, draws_at_once
-from pyrovi.posterior.psis import khat_threshold, psis
+from pyrovi.posterior.pareto import khat_threshold, psis
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
 from pyrovi.posterior.vectorise import DrawMapper
 
@@ -40,7 +40,7 @@ def thinning(
     fraction: float = 0.5,
     site: str | None = None,
     train_kwargs: Mapping[str, Any] | None = None,
-    num_samples: int = 250,
+    num_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> Elpd:
@@ -63,7 +63,7 @@ def thinning(
     train_kwargs
         Arguments of :meth:`train`. By default all observations are trained on (``train_size=1``).
     num_samples
-        Joint draws of the latents.
+        Joint draws of the latents; ``None`` for 250, or all stored draws if these are fewer.
     batch_size
         Largest number of observations at a time.
     seed
@@ -127,7 +127,7 @@ def thinned_density(
     *,
     fraction: float = 0.5,
     site: str | None = None,
-    num_samples: int = 250,
+    num_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> Elpd:
@@ -172,8 +172,7 @@ def thinned_density(
     import pandas as pd
 
     check_fraction(fraction)
-    if num_samples < 1:
-        raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
+    num_samples = resolve_num_samples(model, num_samples, 250)
     site = _count_site(model, site)
     manager, positions, loader = model.loader()
     n_vars = int(np.prod(observed_sites(model)[site]))

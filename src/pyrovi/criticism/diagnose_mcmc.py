@@ -10,7 +10,7 @@ import numpy as np
 from pyrovi.criticism.diagnose_rows import Check, graded, unavailable
 from pyrovi.model.summary import chain_draws
 from pyrovi.posterior.alignment import Symmetry
-from pyrovi.posterior.convergence import convergence, ebfmi
+from pyrovi.posterior.convergence import convergence_statistics, ebfmi
 from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def mcmc_checks(model: BaseModelClass, align: Mapping[str, Symmetry] | None) -> 
     """R-hat, effective sample sizes and what the sampler says of itself (Vehtari et al. 2021)."""
     draws = chain_draws(model, align=align)
     names, values = scalar_columns(draws, ("chain", "draw"))
-    found = convergence(values)
+    found = convergence_statistics(values)
     chains = values.shape[0]
     sd = values.reshape(-1, len(names)).std(0, ddof=1)
     longer = "Draw more (num_samples=), or reparametrise the story."
@@ -82,7 +82,7 @@ def _sampler_checks(model: BaseModelClass) -> list[Check]:
                 share,
                 (0.0, 0.0),
                 "The sampler missed a region of high curvature, so that draws are biased: raise "
-                "target_accept_prob, or reparametrise (e.g. non-centred).",
+                "target_accept, or reparametrise (e.g. non-centred).",
                 detail=f"{int(stats['diverging'].sum())} of {stats['diverging'].size} draws",
             )
         )

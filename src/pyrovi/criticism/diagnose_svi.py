@@ -32,6 +32,12 @@ INACTIVE = 0.01
 
 _DRAWS = 100
 
+LOCAL_DRAWS = 300
+"""Draws of the local latents of an observation that its k-hat is estimated from."""
+
+LOCAL_KHAT = "observations with local k-hat too high, share"
+"""Name of the check of the local posteriors."""
+
 NOISY = 0.01
 """Relative noise of the ELBO from which a short history cannot tell whether training has ended."""
 
@@ -47,7 +53,7 @@ def svi_checks(
     broken = _finite(model)
     if broken.verdict == "fail":
         return [broken]
-    observations = _sample(model, max_observations, seed)
+    observations = judged_observations(model, max_observations, seed)
     checks = [broken, _converged(model), *_bounds(model, observations, seed)]
     checks.append(_restarts(model, align, seed))
     if model.sites.names(Role.LOCAL):
@@ -80,9 +86,17 @@ def _converged(model: BaseModelClass) -> Check:
     full = max(weights.values(), default=1.0)
     losses = [v for epoch, v in sorted(history.items()) if weights.get(epoch, full) >= full]
     block = len(losses) // 4
+    if not losses:
+        return unavailable(what, "There is no training history at the full KL weight.")
     if block < 3:
-        return unavailable(
-            what, f"{len(losses)} epochs at the full KL weight are too few; at least 12 are needed."
+        return Check(
+            what,
+            None,
+            MOVING,
+            "warn",
+            "Too few epochs at the full KL weight to tell, and probably to converge: train() again "
+            "goes on.",
+            f"{len(losses)} epochs, at least 12 are needed",
         )
     change = block_change(losses, block)
     size = abs(change.mean)
@@ -192,10 +206,10 @@ def _collapse(model: BaseModelClass, observations: NDArray[np.intp], seed: int |
 
 
 def _khat(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None) -> Check:
-    fit = local_fit(model, indices=observations, num_inner=300, seed=seed)
+    fit = local_fit(model, indices=observations, num_inner=LOCAL_DRAWS, seed=seed)
     share = float(1 - fit["good"].mean())
     return graded(
-        "observations with local k-hat too high, share",
+        LOCAL_KHAT,
         share,
         (0.05, 0.2),
         "The guide misses parts of the local posterior: a wider encoder, more epochs, or a richer "
@@ -256,7 +270,8 @@ def _draws_locals(model: BaseModelClass) -> bool:
     return True
 
 
-def _sample(model: BaseModelClass, size: int, seed: int | None) -> NDArray[np.intp]:
+def judged_observations(model: BaseModelClass, size: int, seed: int | None) -> NDArray[np.intp]:
+    """The training observations that checks look at: all, or a seeded sample, in order."""
     indices = model.train_indices
     chosen = np.arange(model.adata_manager.n_obs) if indices is None else np.asarray(indices)
     if len(chosen) > size:

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pyrovi.criticism.report_blocks import (
+    Block,
+    Callout,
+    Code,
+    Diagram,
+    Folded,
+    Image,
+    Section,
+    Table,
+    format_value,
+    plain,
+)
+from pyrovi.criticism.report_page import page_html
 from pyrovi.errors import SaveLoadError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its caption; the index of the frame is the first column."""
-
-    frame: pd.DataFrame
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Image:
-    """A figure with its caption; ``alt`` says in words what it shows."""
-
-    figure: Figure
-    caption: str
-    alt: str
-
-
-Block = str | Table | Image
-"""What a section is made of; a string is a paragraph of plain text."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """Blocks under a title."""
-
-    title: str
-    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -59,43 +35,46 @@ class Document:
     sections
         The content.
     values
-        Further content of the JSON twin: numbers for programs.
+        Further content of the JSON twin, beside the values of the sections: numbers for programs.
     """
 
     title: str
     subtitle: str
     sections: Sequence[Section]
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def to_html(self) -> str:
         """The document as one HTML page that loads nothing: style and images are inside."""
-        links = "".join(
-            f'<a href="#section-{i}">{html.escape(section.title)}</a>'
-            for i, section in enumerate(self.sections)
-        )
-        body = "".join(
-            f'<section id="section-{i}"><h2>{html.escape(section.title)}</h2>'
-            + "".join(map(_block_html, section.blocks))
-            + "</section>\n"
-            for i, section in enumerate(self.sections)
-        )
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style></head>\n"
-            f"<body><header><h1>{html.escape(self.title)}</h1>"
-            f"<p>{html.escape(self.subtitle)}</p><nav>{links}</nav></header>\n<main>{body}</main>"
-            "</body></html>\n"
-        )
+        return page_html(self.title, self.subtitle, self.sections)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the document without its images; numbers that are not finite are null."""
+        """The content of the document without its images; numbers that are not finite are null.
+
+        Returns
+        -------
+        dict
+            ``passed``: whether no check failed; ``checks``: every check with ``section``,
+            ``check``, ``value``, ``threshold``, ``verdict``, ``advice`` and ``detail``; ``values``;
+            ``title``, ``subtitle`` and ``sections``, as the page has them.
+        """
+        checks = [
+            {"section": section.title, "check": row.pop("what"), **row}
+            for section in self.sections
+            for row in map(asdict, section.checks)
+        ]
+        values = {k: v for section in self.sections for k, v in section.values.items()}
         return {
             "title": self.title,
             "subtitle": self.subtitle,
-            "values": plain(self.values),
+            "passed": all(check["verdict"] != "fail" for check in checks),
+            "checks": plain(checks),
+            "values": plain({**values, **self.values}),
             "sections": [
-                {"title": section.title, "blocks": [_block_json(block) for block in section.blocks]}
+                {
+                    "title": section.title,
+                    "verdict": section.verdict,
+                    "blocks": [_block_json(block) for block in section.blocks],
+                }
                 for section in self.sections
             ],
         }
@@ -118,9 +97,7 @@ class Document:
         SaveLoadError
             If the name does not end in ``.html``, or a file cannot be written.
         """
-        page = Path(path)
-        if page.suffix.lower() not in (".html", ".htm"):
-            raise SaveLoadError(f"The report is a web page: name it *.html, not {page.name!r}.")
+        page = page_path(path)
         # everything is made before anything is written
         files = {
             page: self.to_html(),
@@ -135,19 +112,18 @@ class Document:
         return page
 
 
-def plain(value: Any) -> Any:
-    """Make a value one that JSON can hold: NumPy scalars become numbers, NaN and infinity null."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return str(value)
+def page_path(path: str | Path) -> Path:
+    """Name of a page.
+
+    Raises
+    ------
+    SaveLoadError
+        If it does not end in ``.html``.
+    """
+    page = Path(path)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise SaveLoadError(f"The report is a web page: name it *.html, not {page.name!r}.")
+    return page
 
 
 def _block_json(block: Block) -> dict[str, Any]:
@@ -155,6 +131,17 @@ def _block_json(block: Block) -> dict[str, Any]:
         return {"kind": "text", "text": block}
     if isinstance(block, Image):
         return {"kind": "figure", "caption": block.caption, "alt": block.alt}
+    if isinstance(block, Code | Diagram):
+        kind = "code" if isinstance(block, Code) else "diagram"
+        return {"kind": kind, "caption": block.caption, "text": block.text}
+    if isinstance(block, Callout):
+        return {"kind": "callout", "verdict": block.verdict, "text": block.text}
+    if isinstance(block, Folded):
+        return {
+            "kind": "folded",
+            "title": block.title,
+            "blocks": [_block_json(inner) for inner in block.blocks],
+        }
     frame = block.frame.reset_index()
     return {
         "kind": "table",
@@ -164,90 +151,17 @@ def _block_json(block: Block) -> dict[str, Any]:
     }
 
 
-def _block_html(block: Block) -> str:
-    if isinstance(block, str):
-        return f"<p>{html.escape(block)}</p>"
-    if isinstance(block, Table):
-        return _table_html(block)
-    data = BytesIO()
-    block.figure.savefig(data, format="png")
-    image = base64.b64encode(data.getvalue()).decode()
-    return (
-        f'<figure><img alt="{html.escape(block.alt)}" width="{_pixels(block.figure)}" '
-        f'src="data:image/png;base64,{image}">'
-        f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
-    )
-
-
-def _pixels(figure: Figure) -> int:
-    """Width on the page; the image has more pixels, for sharp screens and print."""
-    return round(figure.get_figwidth() * 104)
-
-
-def _table_html(table: Table) -> str:
-    frame = table.frame.reset_index()
-    numeric = [kind in "iuf" for kind in (dtype.kind for dtype in frame.dtypes)]
-    classes = [' class="number"' if is_number else "" for is_number in numeric]
-    head = "".join(
-        f"<th{css}>{html.escape(str(column))}</th>"
-        for css, column in zip(classes, frame.columns, strict=True)
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{css}>{html.escape(format_value(value))}</td>"
-            for css, value in zip(classes, row, strict=True)
-        )
-        + "</tr>"
-        for row in frame.itertuples(index=False, name=None)
-    )
-    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
-    return (
-        f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def format_value(value: Any) -> str:
-    """A value for the eye: four significant digits, thousands apart, a dash for what is missing."""
-    if value is None:
-        return "–"
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:,.1f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
-    return text.replace("-", "−")
-
-
-_STYLE = """
-:root { --ink: #1f2328; --soft: #57606a; --line: #d8dee4; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1080px; padding: 2rem 1.5rem 4rem; color: var(--ink);
-  background: #fff; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
-  "DejaVu Sans", Arial, sans-serif; }
-header { border-bottom: 3px solid var(--accent); padding-bottom: .6rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
-header p { color: var(--soft); margin: 0 0 .8rem; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
-nav a { color: var(--accent); text-decoration: none; }
-nav a:hover { text-decoration: underline; }
-h2 { font-size: 1.3rem; margin: 2.2rem 0 .5rem; }
-p { max-width: 48rem; margin: .5rem 0; }
-figure { margin: 1.2rem 0; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: var(--soft); font-size: .92rem; max-width: 48rem; margin-top: .3rem; }
-.table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .94rem; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .92rem;
-  padding-top: .4rem; max-width: 48rem; }
-th, td { padding: .32rem .9rem .32rem .1rem; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid var(--ink); white-space: nowrap; }
-.number { text-align: right; padding-left: .9rem; white-space: nowrap; }
-@media print { nav { display: none; } body { max-width: none; padding: 0; } }
-"""
+__all__ = [
+    "Block",
+    "Callout",
+    "Code",
+    "Diagram",
+    "Document",
+    "Folded",
+    "Image",
+    "Section",
+    "Table",
+    "format_value",
+    "page_path",
+    "plain",
+]

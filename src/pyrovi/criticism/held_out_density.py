@@ -14,6 +14,7 @@ from pyrovi.criticism.leave_one_out import log_mean_exp
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import DataError, MissingKeyError, ModelError
 from pyrovi.model.copies import fresh_copy
+from pyrovi.model.draws import resolve_num_samples
 from pyrovi.model.marginal import marginal_log_likelihood
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def held_out(
     adata: Any = None,
     indices: Any = None,
     *,
-    num_samples: int = 100,
+    num_samples: int | None = None,
     num_inner: int = 200,
     batch_size: int | None = None,
     seed: int | None = None,
@@ -51,7 +52,7 @@ def held_out(
         Observations; ``None`` for all of ``adata``, or for the validation and test observations of
         the model's own data.
     num_samples
-        Draws of the globals.
+        Draws of the globals; ``None`` for 100, or all stored draws if these are fewer.
     num_inner
         Draws of the locals for each of them.
     batch_size, seed
@@ -77,6 +78,7 @@ def held_out(
     :func:`cross_validate`, is.
     """
     positions = _held_out_positions(model, adata, indices)
+    num_samples = resolve_num_samples(model, num_samples, 100)
     draws = marginal_log_likelihood(
         model,
         num_samples=num_samples,
@@ -96,7 +98,7 @@ def cross_validate(
     num_folds: int = 5,
     groups: str | Sequence[Any] | None = None,
     train_kwargs: Mapping[str, Any] | None = None,
-    num_samples: int = 100,
+    num_samples: int | None = None,
     num_inner: int = 200,
     num_workers: int = 1,
     batch_size: int | None = None,

@@ -17,8 +17,8 @@ from pyrovi.model.marginal import marginal_log_likelihood
 from pyrovi.module.ledger import Role
 from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.arviz import to_container, with_chain
+from pyrovi.posterior.pareto import khat_threshold, psis
 from pyrovi.posterior.point_estimates import model_parameters, point_sites
-from pyrovi.posterior.psis import khat_threshold, psis
 
 if TYPE_CHECKING:
     import pandas as pd

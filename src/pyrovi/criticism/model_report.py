@@ -1,32 +1,48 @@
-"""The report on a fitted model: its fit, its predictive checks, and how it was made."""
+"""The report on a model: its verdicts, what they rest on, and how it was made, in one page."""
 
 from __future__ import annotations
 
 import datetime
-import platform
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pyrovi._settings import settings
-from pyrovi.criticism.bounds import evidence_bounds
-from pyrovi.criticism.document import Document, Image, Section, Table, plain
-from pyrovi.criticism.elbo_plot import plot_elbo
-from pyrovi.criticism.predictive import PredictiveChecks, posterior_predictive_checks
-from pyrovi.criticism.predictive_plots import plot_mean_variance, plot_totals, plot_zero_fraction
+from pyrovi.criticism.document import Document, page_path
+from pyrovi.criticism.report_blocks import Section
+from pyrovi.criticism.report_calibration import calibration_section, comparison_section
+from pyrovi.criticism.report_data import data_section, reproducibility_section
+from pyrovi.criticism.report_headline import headline_section
+from pyrovi.criticism.report_inference import diagnostics_section, inference_section
+from pyrovi.criticism.report_model import model_section
+from pyrovi.criticism.report_posterior import posterior_section, sensitivity_section
+from pyrovi.criticism.report_predictive import predictive_section
+from pyrovi.criticism.report_subject import Subject
+from pyrovi.errors import ModelError
+from pyrovi.posterior.alignment import Symmetry
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pyrovi.criticism.calibration.refits import SBC
+    from pyrovi.criticism.predictive import PredictiveChecks
     from pyrovi.model.base import BaseModelClass
 
-_PACKAGES = ("pyrovi", "torch", "pyro-ppl", "lightning", "anndata", "arviz", "numpy", "scipy")
-_PROBABILITY = 0.9
-_FLAT = 2e-4
-"""Largest relative change of the training ELBO over the last tenth of the epochs when converged."""
+SECTIONS: dict[str, Callable[[Subject], Section]] = {
+    "model": model_section,
+    "data": data_section,
+    "inference": inference_section,
+    "diagnostics": diagnostics_section,
+    "posterior": posterior_section,
+    "predictive": predictive_section,
+    "calibration": calibration_section,
+    "comparison": comparison_section,
+    "sensitivity": sensitivity_section,
+    "reproducibility": reproducibility_section,
+}
+"""Name -> function that makes the section, in the order of the page."""
+
+_OWN_AFTER = "posterior"
 
 
 def report(
@@ -34,32 +50,55 @@ def report(
     path: str | Path,
     *,
     title: str | None = None,
-    sections: Sequence[Section] = (),
-    values: dict[str, Any] | None = None,
+    sections: Sequence[str | Section] | None = None,
+    values: Mapping[str, Any] | None = None,
     bounds: pd.DataFrame | None = None,
     checks: PredictiveChecks | None = None,
+    sbc: SBC | None = None,
+    align: Mapping[str, Symmetry] | None = None,
     num_samples: int = 100,
+    indices: Any = None,
+    max_observations: int = 1_000,
+    max_rows: int = 40,
     seed: int | None = None,
 ) -> Path:
     """Write a report on a fitted model: one HTML page that loads nothing, and its JSON twin.
+
+    It begins with the verdicts: what passed, what failed, and what to do. Then come the model
+    (graph, sites, priors, source code), the data, inference, diagnostics, the posterior, predictive
+    checks, calibration, the prediction of observations left out, sensitivity to priors, and what it
+    takes to make the same again. What does not apply to a model says why in a line. All that costs
+    something works on a bounded, seeded sample of the observations, so that a report of some
+    thousand observations and variables takes minutes.
 
     Parameters
     ----------
     model
         A trained model with its data.
     path
-        Name of the page, ``*.html``; the same content goes to ``*.json`` for programs.
+        Name of the page, ``*.html``; the same content goes to ``*.json`` for programs: ``passed``,
+        ``checks`` (each with ``section``, ``check``, ``value``, ``threshold``, ``verdict``,
+        ``advice``, ``detail``), ``values`` and the text.
     title
         Heading.
     sections
-        Sections of one's own, shown after the fit.
+        Names of the sections to make (see :data:`SECTIONS`), and sections of one's own, which are
+        shown after the posterior and may have checks. Without a name, all are made.
     values
         Numbers of one's own for the JSON twin.
-    bounds, checks
-        Results of :func:`evidence_bounds` and :func:`posterior_predictive_checks`, if they have
-        been made already.
+    bounds, checks, sbc
+        Results of :func:`evidence_bounds`, :func:`posterior_predictive_checks` and :func:`sbc`, if
+        they have been made already. SBC refits the model many times, so it is never made here.
+    align
+        Symmetries of factors, as in :func:`diagnose`.
     num_samples
         Number of replicated data sets of the predictive checks.
+    indices
+        Observations that predictive checks, calibration and comparison look at; ``None`` for all.
+    max_observations
+        Most of them that are looked at, a seeded sample; fewer where they have many variables.
+    max_rows
+        Most rows of the table of the posterior.
     seed
         Root seed of the draws; ``None`` for ``settings.seed``.
 
@@ -71,244 +110,77 @@ def report(
     Raises
     ------
     ModelError
-        If the model has not been trained.
+        If the model has not been trained, a section is unknown, or a number is too small.
     SaveLoadError
-        If the files cannot be written.
+        If the name does not end in ``.html``, or the files cannot be written.
+
+    References
+    ----------
+    Kruschke: Bayesian analysis reporting guidelines. Nature Human Behaviour 5, 1282-1291 (2021).
+
+    Examples
+    --------
+    >>> page = pv.criticism.report(model, "report.html")
+    >>> assert json.loads(page.with_suffix(".json").read_text())["passed"]
     """
-    if bounds is None:
-        bounds = evidence_bounds(model, seed=seed)
-    if checks is None:
-        checks = posterior_predictive_checks(model, num_samples=num_samples, seed=seed)
-    stats = model.summary_stats
+    page = page_path(path)
+    _check(model, max_observations, max_rows)
+    names, own = _chosen(sections)
+    subject = Subject(
+        model=model,
+        num_samples=num_samples,
+        indices=indices,
+        max_observations=max_observations,
+        max_rows=max_rows,
+        align=align,
+        seed=seed,
+        bounds=bounds,
+        checks=checks,
+        sbc=sbc,
+    )
+    made: list[Section] = []
+    for name, make in SECTIONS.items():
+        if name in names:
+            made.append(make(subject))
+        if name == _OWN_AFTER:
+            made += own
+    sizes = f"{model.adata_manager.n_obs:,} observations"
+    if "n_vars" in model.summary_stats:
+        sizes += f", {model.summary_stats.n_vars:,} variables"
+    now = f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC"
     document = Document(
         title or f"{type(model).__name__}: report on the fit",
-        f"{stats.n_obs:,} observations, {stats.n_vars:,} variables · "
-        f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC · pyrovi {version('pyrovi')}",
-        [
-            _fit_section(model, bounds),
-            *sections,
-            _predictive_section(checks),
-            _model_section(model),
-            _settings_section(model, seed),
-        ],
-        {
-            "bounds": bounds.to_dict(orient="index"),
-            "predictive": checks.summary(_PROBABILITY).to_dict(orient="index"),
-            "convergence": convergence(model),
-            **(values or {}),
-        },
+        f"{sizes} · {now} · pyrovi {version('pyrovi')}",
+        [headline_section(made), *made],
+        dict(values or {}),
     )
-    return document.write(path)
+    return document.write(page)
 
 
-def convergence(model: BaseModelClass) -> dict[str, Any]:
-    """Whether the training ELBO was still moving when training ended.
-
-    Returns
-    -------
-    dict
-        ``epochs``; ``relative_change`` of the training ELBO between the means of the last two
-        twentieths of the epochs, positive if it was improving; ``converged``.
-    """
-    loss = model.history["elbo_train"].iloc[:, 0].to_numpy()
-    block = max(1, len(loss) // 20)
-    if len(loss) < 2 * block:
-        return {"epochs": len(loss), "relative_change": None, "converged": False}
-    before, after = loss[-2 * block : -block].mean(), loss[-block:].mean()
-    change = float((before - after) / abs(after))
-    return {"epochs": len(loss), "relative_change": change, "converged": abs(change) < _FLAT}
-
-
-def _held_out_verdict(model: BaseModelClass) -> str:
-    """What more epochs would bring, judged by the held-out observations."""
-    if "elbo_validation" not in model.history:
-        return "More epochs may change the fit; hold observations out to see whether they help."
-    loss = model.history["elbo_validation"].iloc[:, 0]
-    best, last = loss.min(), loss.iloc[-1]
-    fifth = max(1, len(loss) // 5)
-    recent, before = loss.iloc[-fifth:].mean(), loss.iloc[-2 * fifth : -fifth].mean()
-    if len(loss) >= 10 and (before - recent) > _FLAT * abs(recent):
-        return "That of held-out observations was improving too: more epochs may help."
-    return (
-        f"That of held-out observations was not: its best was {-best:.1f} in epoch "
-        f"{loss.idxmin()}, its last {-last:.1f}. More epochs would fit the training observations "
-        "alone; early_stopping=True keeps the best parameters."
-    )
-
-
-def _fit_section(model: BaseModelClass, bounds: pd.DataFrame) -> Section:
-    found = convergence(model)
-    change = found["relative_change"]
-    generalisation = ""
-    if {"training", "held out"} <= set(bounds.index):
-        elbo = bounds["elbo"].to_dict()
-        difference = elbo["training"] - elbo["held out"]
-        where = "below" if difference >= 0 else "above"
-        generalisation = (
-            f" The bound of held-out observations lies {abs(difference):.1f} nats {where} that of "
-            "training observations."
+def _chosen(sections: Sequence[str | Section] | None) -> tuple[list[str], list[Section]]:
+    """Names of the sections to make, and those that are there already."""
+    given = [sections] if isinstance(sections, str) else list(sections or ())
+    names = [entry for entry in given if isinstance(entry, str)]
+    own = [entry for entry in given if isinstance(entry, Section)]
+    if len(names) + len(own) < len(given):
+        wrong = next(entry for entry in given if not isinstance(entry, str | Section))
+        raise ModelError(
+            f"sections holds {wrong!r} ({type(wrong).__name__}). Expected names of sections, or "
+            "sections of your own: pyrovi.criticism.Section('Title', ['text', ...])."
         )
-    if change is None:
-        verdict = f"Training took {found['epochs']} epoch(s), too few to judge convergence."
-    elif found["converged"]:
-        verdict = (
-            f"After {found['epochs']} epochs the training ELBO had stopped moving "
-            f"(relative change {change:.1e} over the last tenth of the epochs)."
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise ModelError(
+            f"The report has no section {unknown[0]!r}; its sections are: {', '.join(SECTIONS)}."
         )
-    else:
-        verdict = (
-            f"After {found['epochs']} epochs the training ELBO was still moving (relative change "
-            f"{change:.1e} over the last tenth of the epochs). " + _held_out_verdict(model)
-        )
-    return Section(
-        "Fit",
-        [
-            "All numbers are lower bounds on the log evidence per observation, in nats: higher is "
-            "better, and the true value is at least as high.",
-            Table(
-                bounds,
-                "elbo: the bound that training maximises, with its standard error over "
-                "observations. importance: a tighter bound from importance sampling. gap: their "
-                "difference, what the guide loses at least.",
-            ),
-            verdict + generalisation,
-            Image(
-                plot_elbo(model),
-                "Course of training. Left: the bound per observation; the first epochs lie below "
-                "the frame. Right: how far the guide is from the prior.",
-                "Lines of the evidence lower bound and of the KL divergence over the epochs, for "
-                "training and held-out observations.",
-            ),
-        ],
-    )
+    return names or list(SECTIONS), own
 
 
-def _predictive_section(checks: PredictiveChecks) -> Section:
-    draws = checks.replicated.sizes["draw"]
-    return Section(
-        "Posterior predictive checks",
-        [
-            f"Statistics of the observed data beside those of {draws} replicated data sets, each "
-            "made with one joint draw of all latent variables. A good model's intervals cover the "
-            f"observed values at least {_PROBABILITY:.0%} of the time; as the same data served to "
-            "fit the model, more is usual.",
-            Table(
-                checks.summary(_PROBABILITY),
-                "mean, variance and zero_fraction: of each variable over observations; total: of "
-                "each observation over variables. The averages are over these values.",
-            ),
-            Image(
-                plot_mean_variance(checks),
-                "Mean and variance of each variable. Intervals above the points mean that the "
-                "model makes data that vary more than the observed ones.",
-                "Observed variances against means, with predicted intervals; predicted against "
-                "observed variances.",
-            ),
-            Image(
-                plot_zero_fraction(checks),
-                "Fraction of observations in which each variable is zero.",
-                "Observed fractions of zeros against means, with predicted intervals; predicted "
-                "against observed fractions.",
-            ),
-            Image(
-                plot_totals(checks),
-                "Totals of the observations (library sizes).",
-                "Histogram of observed totals with predicted intervals; predicted against observed "
-                "totals.",
-            ),
-            Table(
-                least_expected(checks),
-                "The variables whose variance the model reproduces least: p is the probability "
-                "that a replicated variance exceeds the observed one (0 or 1: never or always). "
-                "Among those with equal p, the largest ratio comes first.",
-            ),
-        ],
-    )
-
-
-def least_expected(checks: PredictiveChecks, count: int = 10) -> pd.DataFrame:
-    """The variables with the most extreme predictive p-values of their variance."""
-    import pandas as pd
-
-    variance = checks.observed["variance"]
-    names = variance.coords[variance.dims[0]].to_numpy() if variance.coords else None
-    predicted = checks.replicated["variance"].median("draw").to_numpy()
-    p = checks.p_values("variance").to_numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.abs(np.log(variance.to_numpy() / predicted))
-    order = np.lexsort((-np.nan_to_num(ratio), np.minimum(p, 1 - p)))[:count]
-    table = pd.DataFrame(
-        {
-            "mean": checks.observed["mean"].to_numpy(),
-            "observed variance": variance.to_numpy(),
-            "predicted variance (median)": predicted,
-            "p": p,
-        },
-        index=pd.Index(names if names is not None else np.arange(len(p)), name="variable"),
-    )
-    return table.iloc[order]
-
-
-def _model_section(model: BaseModelClass) -> Section:
-    import pandas as pd
-
-    sites = pd.DataFrame(
-        [
-            {
-                "site": site.name,
-                "role": site.role.value,
-                "plates": ", ".join(site.plates) or "–",
-                "shape": ", ".join(map(str, site.shape)) or "one number",
-            }
-            for site in (model.sites[name] for name in model.sites)
-        ]
-    ).set_index("site")
-    arguments = pd.DataFrame(
-        {"value": [repr(v) for v in model._init_arguments.values()]},
-        index=pd.Index(list(model._init_arguments), name="argument"),
-    )
-    setup = {
-        key: value
-        for key, value in model.registry.get("setup_args", {}).items()
-        if value is not None and key != "adata"
-    }
-    given = ", ".join(f"{key}={value!r}" for key, value in setup.items()) or "no arguments"
-    return Section(
-        "Model",
-        [
-            f"{type(model).__name__}, set up with {given}.",
-            Table(arguments, "Arguments of the class."),
-            Table(sites, "Every site of the model; each can be queried by its name."),
-        ],
-    )
-
-
-def _settings_section(model: BaseModelClass, seed: int | None) -> Section:
-    import pandas as pd
-
-    training = model._training
-    rows: dict[str, Any] = {
-        "seed of data split, initialisation and training": settings.seed,
-        "seed of the draws": settings.seed if seed is None else seed,
-        "training observations": 0 if training is None else training.n_obs,
-        "epochs": 0 if training is None else training.epochs,
-        "training plan": "defaults"
-        if training is None or not training.plan_kwargs
-        else ", ".join(f"{k}={v!r}" for k, v in training.plan_kwargs.items()),
-        "stopped early because": (training and training.stopping_reason) or "it did not",
-        "device": str(model.device),
-        "Python": platform.python_version(),
-        **{package: installed for package in _PACKAGES if (installed := _version(package))},
-    }
-    table = pd.DataFrame(
-        {"value": [str(plain(v)) for v in rows.values()]},
-        index=pd.Index(list(rows), name="setting"),
-    )
-    return Section("Settings and versions", [Table(table)])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _check(model: BaseModelClass, max_observations: int, max_rows: int) -> None:
+    if not model.is_trained:
+        raise ModelError("The model has not been trained; call model.train() first.")
+    for name, least, value in (
+        ("max_observations", 20, max_observations),
+        ("max_rows", 1, max_rows),
+    ):
+        if value < least:
+            raise ModelError(f"{name} must be at least {least}, got {value}.")

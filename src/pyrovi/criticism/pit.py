@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovi._rng import generator
 from pyrovi.criticism.replicated import observed_site, stream_replicated
 from pyrovi.criticism.statistics import draw_chunks
+from pyrovi.model.draws import resolve_num_samples
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.ecdf import EcdfBands, ecdf_bands
 
@@ -112,7 +113,7 @@ def predictive_pit(
     model: BaseModelClass,
     site: str | None = None,
     *,
-    num_samples: int = 200,
+    num_samples: int | None = None,
     prior: bool = False,
     adata: Any = None,
     indices: Any = None,
@@ -131,7 +132,8 @@ def predictive_pit(
     model, site, prior, adata, indices, batch_size, seed
         As in :func:`posterior_predictive_checks`.
     num_samples
-        Number of draws ``S``; the resolution of a single transform is ``1 / (S + 1)``.
+        Number of draws ``S``; ``None`` for 200, or all stored draws if these are fewer. The
+        resolution of a single transform is ``1 / (S + 1)``.
 
     Returns
     -------
@@ -158,6 +160,8 @@ def predictive_pit(
     import xarray as xr
 
     checked = observed_site(model, site)
+    if num_samples is None:
+        num_samples = 200 if prior else resolve_num_samples(model, None, 200)
     manager, positions, batches = stream_replicated(
         model,
         checked,

@@ -22,6 +22,7 @@ from pyrovi.criticism.statistics import (
     as_numpy,
 )
 from pyrovi.errors import ModelError
+from pyrovi.model.draws import resolve_num_samples
 from pyrovi.module.plates import OBS_PLATE
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def posterior_predictive_checks(
     site: str | None = None,
     *,
     statistics: Sequence[StatisticSpec] | Mapping[str, StatisticSpec] | None = None,
-    num_samples: int = 100,
+    num_samples: int | None = None,
     prior: bool = False,
     adata: Any = None,
     indices: Any = None,
@@ -134,7 +135,7 @@ def posterior_predictive_checks(
 
         A mapping gives functions their names.
     num_samples
-        Number of replicated data sets.
+        Number of replicated data sets; ``None`` for 100, or all stored draws if these are fewer.
     prior
         Draw all latents from the prior: a prior predictive check.
     adata, indices, batch_size, seed
@@ -161,6 +162,8 @@ def posterior_predictive_checks(
     Moran, Cunningham, Blei: The posterior predictive null. Bayesian Analysis 18, 1071-1097 (2023).
     """
     checked = observed_site(model, site)
+    if num_samples is None:
+        num_samples = 100 if prior else resolve_num_samples(model, None, 100)
     of_replicated = _statistics(statistics)
     of_observed = copy.deepcopy(of_replicated)
     manager, positions, batches = stream_replicated(

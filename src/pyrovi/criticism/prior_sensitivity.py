@@ -18,9 +18,9 @@ from pyrovi.model.log_prior import global_densities
 from pyrovi.model.marginal import marginal_log_likelihood
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.labels import label
+from pyrovi.posterior.pareto import khat_threshold
 from pyrovi.posterior.power_scaling import power_scaling_sensitivity
 from pyrovi.posterior.prior_density import SHARED, prior_parents
-from pyrovi.posterior.psis import khat_threshold
 from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:

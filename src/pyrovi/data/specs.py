@@ -140,7 +140,10 @@ class FieldSpec:
                 return NumericalObsField
             case _, "categories":
                 return CategoricalColumnField
-        in_obs = self.place == "column" or self.key in self._part(data).obs
+        part = self._part(data)
+        if self.place == "array" and self.key not in part.obs:
+            self._values(part)  # says what there is, if it is in neither place
+        in_obs = self.place == "column" or self.key in part.obs
         return ColumnField if in_obs else ArrayField
 
     def _part(self, data: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,8 @@ def as_annotated(data: Any) -> Any:
     Raises
     ------
     DataError
-        If the arrays have different numbers of rows, or hold something that is neither a number nor
-        a category.
+        If the data are of another type, or if the arrays have different numbers of rows, or hold
+        something that is neither a number nor a category.
     """
     if isinstance(data, pd.DataFrame):
         obs = data.copy(deep=False)
@@ -42,6 +43,16 @@ def as_annotated(data: Any) -> Any:
         return anndata.AnnData(obs=obs)
     if isinstance(data, Mapping):
         return _of_arrays({str(name): _as_array(name, value) for name, value in data.items()})
+    if not hasattr(data, "obs"):
+        hint = ""
+        if hasattr(data, "shape"):
+            hint = " Name the array after the argument of the story: {'X': array}."
+        elif isinstance(data, str | os.PathLike):
+            hint = " Read the file first: anndata.read_h5ad(path), pandas.read_csv(path)."
+        raise DataError(
+            f"The data are a {type(data).__name__}. Expected an AnnData, a MuData, a DataFrame, a "
+            "dict of arrays, or {} for a story that closes over its data." + hint
+        )
     return data
 
 
@@ -70,8 +81,8 @@ def _of_arrays(arrays: dict[str, Any]) -> anndata.AnnData:
         found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DataError(
             f"The arrays have different numbers of rows ({found}). Expected one row per "
-            "observation in each: what does not belong to the observations belongs to the story, which can "
-            "close over it."
+            "observation in each: what does not belong to the observations belongs to the story, "
+            "which can close over it."
         )
     n_obs = next(iter(lengths.values()), 1)
     index = pd.RangeIndex(n_obs).astype(str)

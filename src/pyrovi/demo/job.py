@@ -201,8 +201,7 @@ def _write(
     pd.DataFrame(latent, index=model.adata.obs_names, columns=columns).to_csv(folder / "latent.csv")
     for name, made in figures.items():
         made.savefig(folder / name)
-    groups = ("posterior", "log_likelihood", "constant_data")
-    idata = model.to_arviz(num_samples=num_draws, indices=used, groups=groups)
+    idata = model.to_arviz("z", num_samples=num_draws, indices=used)
     (folder / "posterior.nc").unlink(missing_ok=True)
     idata.to_netcdf(str(folder / "posterior.nc"))
     return {

@@ -1,49 +1,45 @@
-"""Export to ArviZ. Functions of a model."""
+"""Export to ArviZ. A function of a model."""
 
 from __future__ import annotations
 
-import datetime
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovi._rng import derive_seed
-from pyrovi._settings import settings
-from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
-from pyrovi.model.chains import in_chain, num_chains
-from pyrovi.model.draws import GUIDE_DRAWS, latent_sites
+from pyrovi.model import arviz_data, arviz_groups, arviz_stats
+from pyrovi.model.arviz_attributes import attributes
+from pyrovi.model.arviz_request import Request
 from pyrovi.model.posteriors import has_stored_locals, stored_rows
-from pyrovi.module.ledger import Role, Site
-from pyrovi.module.plates import OBS_PLATE
-from pyrovi.module.stored import StoredDraws
-from pyrovi.posterior.arviz import to_container, with_chain
-from pyrovi.posterior.labels import label
+from pyrovi.module.ledger import Role
+from pyrovi.posterior.alignment import Symmetry
+from pyrovi.posterior.arviz import to_container
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from pyrovi.data import AnnDataManager
     from pyrovi.model.base import BaseModelClass
 
-_COLUMNS = "_column"
-
-_STATS = "sample_stats"
-
-_NOTE = "independent draws of a fitted guide: ess and mcse do not measure its error"
+logger = logging.getLogger("pyrovi")
 
 GROUPS = (
     "posterior",
     "posterior_predictive",
     "log_likelihood",
+    "log_prior",
+    "sample_stats",
+    "unconstrained_posterior",
+    "vi_diagnostics",
     "prior",
     "prior_predictive",
     "observed_data",
     "constant_data",
 )
+"""All groups that can be asked for, by the names of ArviZ's schema."""
 
 
 def to_arviz(
@@ -51,9 +47,11 @@ def to_arviz(
     sites: str | Sequence[str] | None = None,
     *,
     num_samples: int | None = None,
+    num_inner: int = 100,
+    align: Mapping[str, Symmetry] | None = None,
     adata: Any = None,
     indices: Any = None,
-    groups: Sequence[str] = ("posterior", "constant_data"),
+    groups: str | Sequence[str] = ("posterior", "constant_data"),
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> Any:
@@ -62,150 +60,134 @@ def to_arviz(
     Parameters
     ----------
     sites
-        Latent or deterministic sites of the posterior and prior groups; ``None`` for all latent
-        sites.
+        Latent or deterministic sites of the posterior and prior groups. ``None``: all latent sites,
+        without those of one value per observation whose draws would be more than 10 million
+        numbers (chains x draws x size); name these to have them.
     num_samples
         Draws of each chain; ``None``: all that are stored, or 250 of a guide. The chains are those
         of MCMC, or the restarts of SVI.
+    num_inner
+        Draws of the local latents by which ``log_likelihood`` and its kin integrate them out.
+    align
+        Dimension -> ``"rotation"``, ``"permutation"`` or ``"sign"``: what the model cannot tell of
+        its factors. The draws of the posterior group are turned to match over draws and chains, as
+        in :meth:`summary`.
     adata, indices, batch_size, seed
         As in :meth:`sample_posterior`. Where the draws are of the latents of certain observations
         (MCMC with ``indices=``), ``None`` takes those.
     groups
-        Groups to fill. After MCMC ``sample_stats`` comes with ``posterior``. Any of
-        ``posterior``, ``posterior_predictive``, ``log_likelihood``, ``sample_stats``, ``prior``,
-        ``prior_predictive``, ``observed_data``, ``constant_data`` (the registered covariates).
+        Groups to fill; ``sample_stats`` comes with the posterior of MCMC without being asked for.
+
+        ``posterior``
+            Draws of the sites.
+        ``unconstrained_posterior``
+            Unconstrained coordinates of the same draws, not aligned.
+        ``posterior_predictive``, ``prior_predictive``
+            Draws of the observed sites.
+        ``prior``
+            Draws of the sites from the prior; one chain.
+        ``observed_data``
+            The values of the observed sites, dense: refused above 20 million numbers.
+        ``constant_data``
+            The other registered fields, of observations and variables.
+        ``log_likelihood``
+            Of each observation given the globals, with local latents integrated out (attributes
+            ``kind="iw-marginal"`` and ``num_inner``; without local latents ``kind="plain"``). Where
+            the model has trained parameters, ``az.loo`` of it is in-sample, and the attribute
+            ``in_sample`` says so.
+        ``log_prior``
+            Of each top-level global site.
+        ``sample_stats``
+            Of MCMC ``diverging``, ``energy``, ``lp``, ``step_size``, ``tree_depth``, ``n_steps``
+            and ``acceptance_rate``; of a guide ``elbo``, and if all latents are global ``lp``,
+            ``log_q`` and ``log_weight``.
+        ``vi_diagnostics``
+            Of each chain of a guide: ELBO, history, Pareto shapes.
 
     Returns
     -------
     arviz.InferenceData or xarray.DataTree
-        Dimensions and coordinates carry the data's own names.
+        Dimensions and coordinates carry the data's own names. Container and groups have attributes
+        that say which model, inference, seed and data they are of.
 
     Raises
     ------
     ModelError
-        If a group or site is unknown.
+        If a group or site is unknown, a group is not defined for this model, the draws would be too
+        large, or dimensions cannot be told apart.
+    DataError
+        If the names of the data are not unique.
 
     Notes
     -----
     Draws from a fitted guide are independent, so their effective sample size is their number and
     the Monte-Carlo error says nothing about the error of the approximation. R-hat needs several
-    fits.
+    fits (``train(n_restarts=4)``).
     """
-    if unknown := [group for group in groups if group not in (*GROUPS, _STATS)]:
-        known = ", ".join((*GROUPS, _STATS))
-        raise ModelError(f"Unknown group {', '.join(map(repr, unknown))}; groups are: {known}.")
-    manager = model.manager_of(adata)
-    options: dict[str, Any] = {
-        "num_samples": num_samples,
-        "adata": manager,
-        "indices": indices,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    if indices is None and adata is None and has_stored_locals(model):
-        options["indices"] = indices = np.flatnonzero(stored_rows(model, manager) >= 0)
-    latent = latent_sites(model) if sites is None else model.sites.resolve(sites)
-    observed = model.sites.names(Role.OBSERVED)
-    prior_options = options | {"num_samples": num_samples or GUIDE_DRAWS}
+    groups = _check_groups(groups)
+    if align and "posterior" not in groups:
+        raise ModelError("align= turns the posterior group, which groups= does not name; add it.")
+    request = _request(model, adata, indices, num_samples, num_inner, batch_size, seed)
+    needs_sites = {"posterior", "unconstrained_posterior", "prior"} & set(groups)
+    names, left_out = request.sites(sites) if needs_sites else ([], [])
+    if left_out:
+        logger.info("to_arviz: %s left out as too large; name it to have it.", ", ".join(left_out))
+    raw = functools.cache(lambda: arviz_groups.posterior(request, names))
+
+    def posterior() -> xr.Dataset:
+        draws = arviz_groups.turned(raw(), align or {})
+        return draws.assign_attrs(left_out=", ".join(left_out)) if left_out else draws
+
     makers: dict[str, Callable[[], xr.Dataset]] = {
-        "posterior": lambda: _by_chain(model, model.sample_posterior, latent, options),
-        "posterior_predictive": lambda: _by_chain(model, model.posterior_predictive, None, options),
-        "log_likelihood": lambda: _by_chain(model, model.log_likelihood, None, options),
-        _STATS: lambda: _sample_stats(model, num_samples),
-        "prior": lambda: with_chain(model.sample_prior(latent, **prior_options)),
-        "prior_predictive": lambda: with_chain(model.sample_prior(observed, **prior_options)),
-        "observed_data": lambda: _registered(model, manager, indices, observed=True),
-        "constant_data": lambda: _registered(model, manager, indices, observed=False),
+        "posterior": posterior,
+        "posterior_predictive": lambda: arviz_groups.posterior_predictive(request),
+        "log_likelihood": lambda: arviz_groups.log_likelihood(request),
+        "log_prior": lambda: arviz_groups.log_prior(request),
+        "sample_stats": lambda: arviz_stats.sample_stats(request),
+        "unconstrained_posterior": lambda: arviz_groups.unconstrained_posterior(
+            request, raw(), names
+        ),
+        "vi_diagnostics": lambda: arviz_stats.vi_diagnostics(request),
+        "prior": lambda: arviz_groups.prior(request, names),
+        "prior_predictive": lambda: arviz_groups.prior(request, model.sites.names(Role.OBSERVED)),
+        "observed_data": lambda: arviz_data.observed_data(request),
+        "constant_data": lambda: arviz_data.constant_data(request),
     }
-    if "posterior" in groups and _has_statistics(model) and _STATS not in groups:
-        groups = [*groups, _STATS]
+    if "posterior" in groups and arviz_stats.has_statistics(model) and "sample_stats" not in groups:
+        groups = [*groups, "sample_stats"]
     made = {group: makers[group]() for group in groups}
-    return to_container(made, _attributes(model, seed))
+    return to_container(made, attributes(model, request.manager, seed))
 
 
-def _by_chain(
+def _check_groups(groups: str | Sequence[str]) -> list[str]:
+    asked = [groups] if isinstance(groups, str) else list(dict.fromkeys(groups))
+    if unknown := [group for group in asked if group not in GROUPS]:
+        known = ", ".join(GROUPS)
+        raise ModelError(f"Unknown group {', '.join(map(repr, unknown))}; groups are: {known}.")
+    if not asked:
+        raise ModelError(f"groups is empty; name some of: {', '.join(GROUPS)}.")
+    return asked
+
+
+def _request(
     model: BaseModelClass,
-    query: Callable[..., xr.Dataset],
-    sites: Sequence[str] | None,
-    options: Mapping[str, Any],
-) -> xr.Dataset:
-    """A query of each chain for itself, with noise of its own."""
-    import xarray as xr
-
-    results = []
-    for chain in range(num_chains(model)):
-        seed = options["seed"]
-        own = seed if chain == 0 else derive_seed("chain", chain, seed=seed)
-        with in_chain(model, chain):
-            results.append(query(sites, **{**options, "seed": own}))
-    if "draw" not in results[0].dims:
-        return results[0]
-    chains = xr.DataArray(np.arange(len(results)), dims="chain", name="chain")
-    return xr.concat(results, dim=chains) if len(results) > 1 else with_chain(results[0])
-
-
-def _has_statistics(model: BaseModelClass) -> bool:
-    posterior = model.module.posterior
-    return isinstance(posterior, StoredDraws) and bool(posterior.statistic_names)
-
-
-def _sample_stats(model: BaseModelClass, num_samples: int | None) -> xr.Dataset:
-    """What the method recorded of every draw, of the draws that the posterior group has."""
-    import xarray as xr
-
-    posterior = model.module.posterior
-    if not isinstance(posterior, StoredDraws) or not posterior.statistic_names:
-        raise ModelError(
-            "Only the draws of method='nuts' (or 'pathfinder', 'map') have sample_stats; this "
-            "posterior has none. Leave the group out."
-        )
-    with posterior.only_chain(0):
-        chosen = posterior.choose(num_samples).cpu()
-    columns = {name: value.cpu()[:, chosen] for name, value in posterior.statistics.items()}
-    return xr.Dataset(
-        {name: (("chain", "draw"), value.numpy()) for name, value in columns.items()},
-        coords={"chain": np.arange(posterior.num_chains), "draw": np.arange(len(chosen))},
+    adata: Any,
+    indices: Any,
+    num_samples: int | None,
+    num_inner: int,
+    batch_size: int | None,
+    seed: int | None,
+) -> Request:
+    manager = model.manager_of(adata)
+    if indices is None and adata is None and has_stored_locals(model):
+        indices = np.flatnonzero(stored_rows(model, manager) >= 0)
+    return Request(
+        model=model,
+        manager=manager,
+        own_data=manager is model._adata_manager,
+        positions=resolve_indices(indices, manager.n_obs),
+        num_samples=num_samples,
+        num_inner=num_inner,
+        batch_size=batch_size,
+        seed=seed,
     )
-
-
-def _registered(
-    model: BaseModelClass, manager: AnnDataManager, indices: Any, *, observed: bool
-) -> xr.Dataset:
-    """Registered per-observation data: the observed fields, or all others (the covariates)."""
-    positions = resolve_indices(indices, manager.n_obs)
-    names = set(model.sites.names(Role.OBSERVED))
-    sites = {
-        key: model.sites[key] if observed else _covariate(key, entry["tensor"]["shape"])
-        for key, entry in model.registry["field_registries"].items()
-        if entry["tensor"] is not None
-        and entry["tensor"]["axis"] == "obs"
-        and (key in names) == observed
-    }
-    columns: dict[str, list[np.ndarray]] = {key: [] for key in sites}
-    for minibatch in AnnDataLoader(manager, positions):
-        for key in sites:
-            columns[key].append(minibatch[key].numpy())
-    arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
-    named = model.coords(manager, positions)
-    return label(arrays, sites, lambda dim: named(dim.removesuffix(_COLUMNS)))
-
-
-def _covariate(key: str, shape: Sequence[int]) -> Site:
-    """A covariate as a site; a dimension of its columns cannot have its own name."""
-    if not shape:
-        return Site(key, Role.OBSERVED, (), (OBS_PLATE,), (OBS_PLATE,), 0)
-    columns = None if shape == [1] else f"{key}{_COLUMNS}"
-    return Site(key, Role.OBSERVED, (), (OBS_PLATE, *shape), (OBS_PLATE, columns), 0)
-
-
-def _attributes(model: BaseModelClass, seed: int | None) -> dict[str, Any]:
-    return {
-        "inference_library": "pyrovi",
-        "inference_library_version": version("pyrovi"),
-        "inference": "svi" if model._training is None else model._training.method,
-        "guide": type(getattr(model.module.guide, "__self__", model.module.guide)).__name__,
-        "model": type(model).__name__,
-        "seed": settings.seed if seed is None else seed,
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **({} if isinstance(model.module.posterior, StoredDraws) else {"note": _NOTE}),
-    }

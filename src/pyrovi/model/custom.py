@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyrovi.data.specs import FieldSpec, guess_spec
 from pyrovi.data.tabular import as_annotated, is_plain
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.start import can_start_near
 from pyrovi.module.autoguides import copy_pair
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.story import StoryModule, story_name, tensor_names
@@ -49,8 +51,8 @@ def from_pyro(
         layers and ``obsm``. More fields than arguments are allowed, e.g. for an encoder.
     guide
         ``"normal"`` (the default), ``"lowrank"``, ``"mvn"``, ``"flow"``, ``"laplace"``,
-        ``"delta"``, ``"amortized"``, a class or object of ``pyro.infer.autoguide``, or a function: of the model,
-        that returns a guide, or the guide itself, with arguments like the story's.
+        ``"delta"``, ``"amortized"``, a class or object of ``pyro.infer.autoguide``, or a function:
+        of the model, that returns a guide, or the guide itself, with arguments like the story's.
     site_dims
         Site -> names of the dimensions of its value that are not plates. ``"var"``, ``"obs"`` and
         the names of fields take the data's own names as coordinates.
@@ -80,6 +82,7 @@ def from_pyro(
     >>> list(model.sites)
     ['a', 'b', 'y']
     """
+    _check_story(story)
     annotated = as_annotated(data)
     if fields is None:
         fields = _guess_fields(story, data, annotated)
@@ -189,8 +192,10 @@ class PyroModel(BaseModelClass):
         size = options.get("batch_size", "default")
         if size == "default":
             size = n_obs if n_obs <= FEW else settings.batch_size
-        defaults = convergence_defaults(self.module, n_obs, size)
+        near = not self.is_trained and can_start_near(self)
+        defaults = convergence_defaults(self.module, n_obs, size, near=near)
         if defaults:
+            defaults["start"] = "pathfinder" if near else None
             defaults["batch_size"] = size
         else:
             defaults["early_stopping"] = n_obs >= MANY and "train_size" not in options
@@ -214,7 +219,25 @@ class PyroModel(BaseModelClass):
         return super().manager_of(as_annotated(adata) if is_plain(adata) else adata)
 
 
+def _check_story(story: Any) -> None:
+    if inspect.isclass(story):
+        raise ModelError(
+            f"The story is the class {story.__name__}. Expected an object: pass "
+            f"{story.__name__}(...)."
+        )
+    if not callable(story) and not isinstance(story, PyroBaseModule):
+        raise ModelError(
+            f"The story is {story!r} ({type(story).__name__}). Expected a function of tensors, "
+            "`def story(X): ...`, itself and not its result, or a torch module."
+        )
+
+
 def _check_fields(fields: Mapping[str, Any]) -> dict[str, FieldSpec]:
+    if not isinstance(fields, Mapping):
+        raise DataError(
+            f"fields= is a {type(fields).__name__}. Expected a dict of arguments of the story and "
+            "the pieces of the data that they are, e.g. {'X': pv.fields.layer('counts')}."
+        )
     for name, spec in fields.items():
         if not isinstance(spec, FieldSpec):
             raise DataError(

@@ -13,7 +13,7 @@ from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
-from pyrovi.model.draws import example_on_device, posterior_globals
+from pyrovi.model.draws import example_on_device, posterior_globals, resolve_num_samples
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
@@ -39,7 +39,7 @@ def discrete_marginals(
     adata: Any = None,
     indices: Any = None,
     *,
-    num_samples: int = 250,
+    num_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> xr.Dataset:
@@ -60,7 +60,7 @@ def discrete_marginals(
     indices
         Observations (positions or a boolean mask); ``None`` for all.
     num_samples
-        Number of draws ``S`` of the other latents.
+        Number of draws ``S`` of the other latents; ``None`` for 250, or all stored draws.
     batch_size
         Largest number of observations at a time.
     seed
@@ -79,8 +79,7 @@ def discrete_marginals(
     ModelError
         If a site is not summed out, there is none, or ``num_samples`` is not positive.
     """
-    if num_samples < 1:
-        raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
+    num_samples = resolve_num_samples(model, num_samples)
     names = _enumerated_sites(model, sites)
     manager, positions, loader = model.loader(adata, indices)
     coords = model.coords(manager, positions)

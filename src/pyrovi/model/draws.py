@@ -66,8 +66,17 @@ def example_on_device(model: BaseModelClass, manager: AnnDataManager | None) -> 
     return example.replace(tensors={**example.tensors, ROWS: first})
 
 
-def resolve_num_samples(model: BaseModelClass, num_samples: int | None) -> int:
-    """Number of draws of a query: ``None`` is all stored draws, or 250 of a guide.
+def resolve_num_samples(
+    model: BaseModelClass, num_samples: int | None, default: int | None = None
+) -> int:
+    """Number of draws of a query.
+
+    Parameters
+    ----------
+    num_samples
+        The number asked for; ``None`` is ``default``, or all stored draws if these are fewer.
+    default
+        ``None``: all stored draws, or 250 of a guide.
 
     Raises
     ------
@@ -76,7 +85,9 @@ def resolve_num_samples(model: BaseModelClass, num_samples: int | None) -> int:
     """
     if num_samples is None:
         posterior = model.module.posterior
-        return posterior.num_available if isinstance(posterior, StoredDraws) else GUIDE_DRAWS
+        if isinstance(posterior, StoredDraws):
+            return min(posterior.num_available, default or posterior.num_available)
+        return default or GUIDE_DRAWS
     if num_samples < 1:
         raise ModelError(f"num_samples must be at least 1, got {num_samples}.")
     return num_samples

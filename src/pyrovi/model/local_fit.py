@@ -10,7 +10,7 @@ from pyrovi.errors import ModelError
 from pyrovi.model.marginal import diagnose_weights, local_weights, log_mean
 from pyrovi.module.ledger import Role
 from pyrovi.module.stored import StoredDraws
-from pyrovi.posterior.psis import khat_threshold
+from pyrovi.posterior.pareto import khat_threshold
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.marginal import LocalWeights
+from pyrovi.posterior.pareto import importance_ess, khat_threshold, psis
 from pyrovi.posterior.point_estimates import point_sites
-from pyrovi.posterior.psis import importance_ess, khat_threshold, psis
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,9 +12,9 @@ from pyrovi.errors import TrainingError
 from pyrovi.model.methods import all_at_once, make_potential, refuse_locals, stored
 from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.compiled import ValueAndGradient
+from pyrovi.posterior.pareto import psis
 from pyrovi.posterior.pathfinder import run_path
 from pyrovi.posterior.potential import Potential
-from pyrovi.posterior.psis import psis
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass

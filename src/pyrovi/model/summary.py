@@ -14,7 +14,7 @@ from pyrovi.model.chains import in_chain, num_chains
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.alignment import Symmetry
 from pyrovi.posterior.alignment import align as align_draws
-from pyrovi.posterior.convergence import convergence
+from pyrovi.posterior.convergence import convergence_statistics
 from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def summary(
         "sd": flat.std(0, ddof=1) if len(flat) > 1 else np.full(len(names), np.nan),
         labels[0]: low,
         labels[1]: high,
-        **convergence(values),
+        **convergence_statistics(values),
     }
     return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
 

@@ -12,9 +12,11 @@ import torch
 
 from pyrovi._settings import settings
 from pyrovi.errors import TrainingError
-from pyrovi.model.methods import changed_options, train_by
+from pyrovi.model.methods import changed_options, is_fitted_by_svi, train_by
+from pyrovi.model.possible import check_possible
 from pyrovi.model.restarts import drop_restarts, train_restarts
 from pyrovi.model.rows import check_rows
+from pyrovi.model.start import check_start, start_near_posterior
 from pyrovi.module.stored import StoredDraws
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def train(
     load_sparse_tensor: bool = False,
     early_stopping: bool | str = False,
     lr: float | None = None,
+    start: str | None = None,
     n_restarts: int = 1,
     num_workers: int | None = None,
     ckpt_path: str | Path | None = None,
@@ -116,6 +119,9 @@ def train(
         which needs no held-out observations.
     lr
         Learning rate; short for ``plan_kwargs={"lr": ...}``.
+    start
+        ``"pathfinder"`` puts the locations and scales of a guide by name near the posterior before
+        the first step (see :func:`~pyrovi.model.start.start_near_posterior`).
     n_restarts
         Number of fits, each from initial values, minibatches and noise of its own, on the same
         training observations. The model keeps the best one (by the ELBO of the validation, else of
@@ -140,6 +146,7 @@ def train(
     TrainingError
         If training cannot start, or the loss is not finite.
     """
+    check_possible(model)
     if method != "svi":
         train_by(model, method, changed_options(train, {**locals(), "method": "svi"}))
         return
@@ -173,6 +180,7 @@ def train(
             "batch_size": batch_size,
             "load_sparse_tensor": load_sparse_tensor,
             "early_stopping": early_stopping,
+            "start": start,
             "lr": lr,
             "ckpt_path": ckpt_path,
             "datasplitter_kwargs": datasplitter_kwargs,
@@ -184,9 +192,12 @@ def train(
         return
     if model._restarts:
         drop_restarts(model)
+    check_start(start, model)
     _check_batches(model, data.n_train, size)
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
+    if start is not None and not is_fitted_by_svi(model):
+        start_near_posterior(model, data.train_idx)
     runner = TrainRunner(
         plan,
         data,

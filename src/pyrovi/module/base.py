@@ -33,8 +33,13 @@ from pyrovi.module.handlers import is_latent
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
 from pyrovi.module.rows import RowMinibatch, rows_in_place
+from pyrovi.module.shapes import SameShapes, check_shapes
 from pyrovi.module.sites import PriorDraw, SameValues
-from pyrovi.module.tracing import on_made_up_observations, refuse_dependent_globals
+from pyrovi.module.tracing import (
+    on_made_up_observations,
+    refuse_dependent_globals,
+    refuse_dependent_rows,
+)
 
 
 @contextmanager
@@ -214,7 +219,7 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
             for context in (torch.no_grad(), stream("materialise"), evaluation_mode(self)):
                 stack.enter_context(context)
             stack.enter_context(pyro.get_param_store().scope())  # whatever goes in is gone on exit
-            stack.enter_context(on_made_up_observations())
+            stack.enter_context(on_made_up_observations(small.tensors))
             stack.enter_context(read)
             guide = poutine.trace(self.run_guide).get_trace(small)
             refuse_blind(self)
@@ -224,8 +229,10 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
                 second = self._prototype(larger_guide, large)
             draws = self._prior_draws(first, small)
         self._refuse_global_params(read.global_names)
-        self._ledger = build_ledger(first, second, self.site_dims, draws)
-        check_guide(self._ledger, guide)
+        with on_made_up_observations(small.tensors):
+            self._ledger = build_ledger(first, second, self.site_dims, draws)
+            check_shapes(first, second)
+            check_guide(self._ledger, guide)
         self.auxiliary_sites = tuple(
             name
             for name, node in guide.nodes.items()
@@ -235,9 +242,11 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         self._first_rows = self._find_rows(read.row_axes, small.n_obs)
         with torch.no_grad(), stream("materialise"), evaluation_mode(self):
             refuse_dependent_globals(self, small, large)
+            refuse_dependent_rows(self, small, large)
 
     def _prototype(self, guide: poutine.Trace, minibatch: Minibatch) -> poutine.Trace:
-        return poutine.trace(poutine.replay(self.run_model, trace=guide)).get_trace(minibatch)
+        with SameShapes():
+            return poutine.trace(poutine.replay(self.run_model, trace=guide)).get_trace(minibatch)
 
     def _prior_draws(self, first: poutine.Trace, minibatch: Minibatch) -> list[poutine.Trace]:
         """Two draws; with gradients, so that it shows which distributions are trained."""

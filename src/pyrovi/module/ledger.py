@@ -14,7 +14,13 @@ from pyro.poutine.subsample_messenger import _Subsample
 from pyrovi.errors import ModelError
 from pyrovi.module.handlers import is_deterministic, is_factor, is_latent, is_random
 from pyrovi.module.plates import OBS_PLATE
-from pyrovi.module.sites import check_outside_plate, support_varies
+from pyrovi.module.sites import (
+    check_enumerable,
+    check_outside_plate,
+    check_same_sites,
+    support_varies,
+)
+from pyrovi.module.supports import check_support
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,6 +252,7 @@ def build_ledger(
         are, but does not stand in the observation plate, if a plate other than the observation
         plate is subsampled, or if ``site_dims`` does not fit.
     """
+    check_same_sites(first, [second, *draws])
     site_dims = dict(site_dims or {})
     sites = []
     nodes: Mapping[str, Any] = first.nodes
@@ -253,6 +260,8 @@ def build_ledger(
         if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
             continue
         _refuse_foreign_subsampling(name, node)
+        if is_latent(node) and (node["infer"] or {}).get("enumerate"):
+            check_enumerable(name, node)
         obs_axis = _changing_axis(name, node["value"], second.nodes[name]["value"])
         in_obs_plate = any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
         if not in_obs_plate:
@@ -417,3 +426,4 @@ def check_guide(model: SiteLedger, guide: Trace) -> None:
                 f"Site {name!r} has {site.event_dim} event dimension(s) in the model and "
                 f"{node['fn'].event_dim} in the guide; make both the same with .to_event()."
             )
+        check_support(site, node)

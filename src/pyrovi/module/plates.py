@@ -92,8 +92,15 @@ def obs_plate(dim: int = -1) -> ObsPlate:
     Raises
     ------
     ModelError
-        If no minibatch is in scope, or the guide has opened another plate of this name.
+        If no minibatch is in scope, if ``dim`` is not negative, or if the guide has opened another
+        plate of this name.
     """
+    if not isinstance(dim, int) or dim >= 0:
+        raise ModelError(
+            f"obs_plate({dim!r}): expected a batch dimension, counted from the right: -1, -2, ... "
+            "The number of observations is not given to it: size and indices come from the "
+            "minibatch."
+        )
     minibatch, plates = _scope()
     if dim in plates:  # a story may open the plate as often as it likes
         return plates[dim]

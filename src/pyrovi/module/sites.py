@@ -131,6 +131,7 @@ def check_outside_plate(name: str, first: Any, second: Any, obs_axis: int | None
         )
     if not first["is_observed"] or is_deterministic(first):
         return
+    check_finite(name, first)
     totals = [node["fn"].log_prob(node["value"]).sum() for node in (first, second)]
     if not torch.allclose(totals[0], totals[1], rtol=1e-5, atol=1e-6, equal_nan=True):
         raise ModelError(
@@ -139,4 +140,82 @@ def check_outside_plate(name: str, first: Any, second: Any, obs_axis: int | None
             "outside the observation plate, so it would not be scaled to the full data. Put one "
             "term per observation inside `with self.obs_plate():` (or pv.obs_plate()), e.g. "
             "pyro.factor(name, log_prob) without the sum."
+        )
+
+
+def check_same_sites(first: Trace, others: Sequence[Trace]) -> None:
+    """Refuse models whose sites change from run to run.
+
+    Parameters
+    ----------
+    first, others
+        Traces of one model, with other latent values.
+
+    Raises
+    ------
+    ModelError
+        Naming the sites that only some runs have.
+    """
+    sites: list[set[str]] = [
+        {name for name, node in trace.nodes.items() if node["type"] == "sample"}
+        for trace in (first, *others)
+    ]
+    changing = sorted(sites[0].union(*sites) - sites[0].intersection(*sites))
+    if changing:
+        raise ModelError(
+            f"The site(s) {', '.join(map(repr, changing))} appear only in some runs of the model: "
+            "an `if` or a loop depends on a drawn value. Expected the same statements in every "
+            "run: write the choice with torch.where, or as a discrete site that is summed out."
+        )
+
+
+def check_enumerable(name: str, node: Any) -> None:
+    """Refuse to sum out what has infinitely many values.
+
+    Parameters
+    ----------
+    name
+        Name of the site.
+    node
+        A latent site that asks to be enumerated.
+
+    Raises
+    ------
+    ModelError
+        If its distribution cannot list its values.
+    """
+    fn = node["fn"]
+    if not fn.has_enumerate_support:
+        raise ModelError(
+            f"Site {name!r} asks to be summed out (infer={{'enumerate': ...}}), but its "
+            f"distribution {type(_base(fn)).__name__} has no finite list of values. Sum it out by "
+            "hand (a Poisson with a Gamma rate is a NegativeBinomial), truncate it to a "
+            "Categorical, or put a continuous variable in its place."
+        )
+
+
+def check_finite(name: str, node: Any) -> None:
+    """Refuse observed values that are missing, of a site that the story has closed over.
+
+    Parameters
+    ----------
+    name
+        Name of the site.
+    node
+        Observed site outside the observation plate.
+
+    Raises
+    ------
+    ModelError
+        Telling where the first one is.
+    """
+    value = node["value"]
+    if node["mask"] is not None or isinstance(node["fn"], dist.MaskedDistribution):
+        return
+    wrong = value.isnan()
+    if wrong.any():
+        raise ModelError(
+            f"The observed value of site {name!r} has {int(wrong.sum())} missing values (NaN), the "
+            f"first at {tuple(wrong.nonzero()[0].tolist())}. Expected finite numbers: leave these "
+            "observations out, impute them, or mask them with `pyro.sample(..., obs_mask=...)`."
         )

@@ -60,6 +60,7 @@ class StoryModule(PyroBaseModule):
         if isinstance(guide, (FunctionType, functools.partial)):
             if _is_story(guide, fields):
                 return _bound(guide, "The guide", fields, stats)
+            _check_maker(guide, fields)
             return make_guide(lambda model: guide(model), self.model)
         categories = {name: stats[f"n_{name}"] for name in fields if f"n_{name}" in stats}
         return make_guide(guide, self.model, n_categories=categories)
@@ -96,6 +97,20 @@ def _is_story(guide: Callable[..., Any], fields: Sequence[str]) -> bool:
     given = inspect.signature(guide).parameters.values()
     names = [p.name for p in given if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
     return not names or set(names) <= set(fields)
+
+
+def _check_maker(guide: Callable[..., Any], fields: Sequence[str]) -> None:
+    """Refuse a guide that asks for tensors of which some are no fields."""
+    given = inspect.signature(guide).parameters.values()
+    names = [p.name for p in given if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    if len(names) > 1:
+        unknown = [name for name in names if name not in fields]
+        raise ModelError(
+            f"The guide asks for {', '.join(map(repr, unknown))}, which no field provides. Fields "
+            f"are: {', '.join(fields) or 'none'}. Expected a guide whose arguments are named after "
+            "fields (add the field, or give the argument a default), or a function of the model "
+            "alone that makes a guide."
+        )
 
 
 def _bound(

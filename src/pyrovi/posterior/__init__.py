@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyrovi.posterior.alignment import align, invariant
 from pyrovi.posterior.convergence import (
-    convergence,
+    convergence_statistics,
     ebfmi,
     ess_bulk,
     ess_mean,
@@ -17,7 +17,7 @@ from pyrovi.posterior.convergence import (
 from pyrovi.posterior.ecdf import EcdfBands, Uniformity, ecdf_bands, ecdf_values, uniformity
 from pyrovi.posterior.engine import posterior_query, prior_query, run_query
 from pyrovi.posterior.globals import draw_globals
-from pyrovi.posterior.psis import importance_ess, khat_threshold, psis
+from pyrovi.posterior.pareto import importance_ess, khat_threshold, psis
 from pyrovi.posterior.reduce import Reduction
 from pyrovi.posterior.vectorise import map_draws
 
@@ -26,7 +26,7 @@ __all__ = [
     "Reduction",
     "Uniformity",
     "align",
-    "convergence",
+    "convergence_statistics",
     "draw_globals",
     "ebfmi",
     "ecdf_bands",

@@ -144,7 +144,7 @@ def ebfmi(energy: ArrayLike) -> Floats:
         return np.square(np.diff(energies, axis=1)).mean(1) / energies.var(1, ddof=1)
 
 
-def convergence(draws: ArrayLike) -> dict[str, Floats]:
+def convergence_statistics(draws: ArrayLike) -> dict[str, Floats]:
     """All diagnostics of a table at once, which sorts and transforms the draws only once.
 
     Parameters

@@ -303,7 +303,8 @@ def _touched_level(counts: NDArray[np.int64], n: int, points: FloatArray) -> Flo
 
 def _p_value(ecdf: FloatArray, points: FloatArray, n: int) -> float:
     counts = np.rint(ecdf * n).astype(np.int64)
-    level = min(1.0, float(_touched_level(counts, n, points)))
+    # not below what SciPy's quantiles can resolve
+    level = min(1.0, max(1e-15, float(_touched_level(counts, n, points))))
     if _is_exact(n, points, max(level, 1e-6)):
         # slightly above its own level the observed function is just outside
         return 1 - _probability_inside(n, points, min(1.0, level * (1 + 1e-9)))

@@ -22,10 +22,10 @@ from pyrovi.posterior.reduce import Reduction
 from pyrovi.posterior.stories import posterior_story, prior_story
 from pyrovi.posterior.vectorise import DrawMapper, Story
 
-ELEMENT_BUDGET = 2**24
+ELEMENT_BUDGET = 2**23
 """Largest number of elements (draws x observations x variables) of one site held at a time."""
 
-EVALUATION_BUDGET = 2**22
+EVALUATION_BUDGET = 2**21
 """The same of any site of the model while it runs: larger chunks of draws are not faster."""
 
 Loader = Callable[[int], Iterable[Minibatch]]

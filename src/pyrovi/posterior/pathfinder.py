@@ -30,11 +30,15 @@ class Path:
         Log density of the posterior minus that of the approximation, ``(S,)``.
     elbo
         ELBO of the best approximation, with the constant of the posterior left out.
+    mean, covariance
+        Of the best approximation, ``(dim,)`` and ``(dim, dim)``.
     """
 
     draws: np.ndarray
     log_weights: np.ndarray
     elbo: float
+    mean: np.ndarray
+    covariance: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,13 @@ class _Normal:
     root: np.ndarray
     basis: np.ndarray
     factor: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The covariance, ``(dim, dim)``."""
+        excess = self.factor @ self.factor.T - np.eye(len(self.factor))
+        within = np.eye(len(self.mean)) + self.basis @ excess @ self.basis.T
+        return np.asarray(self.root[:, None] * within * self.root)
 
     def draw(self, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draws ``(count, dim)`` and their log densities."""
@@ -106,7 +117,8 @@ def run_path(
         dim = len(initial)
         best = _Normal(optimum.position, np.ones(dim), np.zeros((dim, 0)), np.zeros((0, 0)))
     draws, density = best.draw(num_draws, random)
-    return Path(draws, _log_density(function, draws) - density, best_elbo)
+    weights = _log_density(function, draws) - density
+    return Path(draws, weights, best_elbo, best.mean, best.covariance)
 
 
 def _log_density(function: ValueAndGradient, draws: np.ndarray) -> np.ndarray:

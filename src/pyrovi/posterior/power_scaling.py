@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyrovi.posterior.psis import psis
+from pyrovi.posterior.pareto import psis
 
 FloatArray = NDArray[np.float64]
 

@@ -11,9 +11,12 @@ from pyrovi.train.scaled_adam import LOC, LOG_SCALE, ScaledAdam
 STEPS = 6_000
 """Steps in which the guide of a regression with badly scaled predictors finds its optimum."""
 
+STEPS_NEAR = 3_000
+"""Steps that it needs from a start near there."""
+
 
 def convergence_defaults(
-    module: PyroBaseModule, n_obs: int, batch_size: int | None
+    module: PyroBaseModule, n_obs: int, batch_size: int | None, *, near: bool = False
 ) -> dict[str, Any]:
     """Arguments of ``train`` for a guide all of whose parameters are locations and scales.
 
@@ -30,6 +33,8 @@ def convergence_defaults(
         Number of observations.
     batch_size
         Observations per minibatch; ``None`` for all.
+    near
+        Whether training starts near the posterior: then it needs fewer and smaller steps.
 
     Returns
     -------
@@ -42,14 +47,15 @@ def convergence_defaults(
         return {}
     per_epoch = 1 if batch_size is None else math.ceil(n_obs / batch_size)
     return {
-        "max_epochs": math.ceil(STEPS / per_epoch),
+        "max_epochs": math.ceil((STEPS_NEAR if near else STEPS) / per_epoch),
         "train_size": 1.0,
         "averaging": True,
         "plan_kwargs": {
             "optim": ScaledAdam,
-            "lr": 0.5,
+            "lr": 0.1 if near else 0.5,
             "eps": 1e-12,
             "lr_decay": 0.02,
+            "antithetic": True,
             "n_epochs_kl_warmup": 0,
         },
     }

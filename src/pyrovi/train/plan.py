@@ -18,8 +18,10 @@ from pyrovi._rng import derive_seed
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.guides.distributions import mirrored
 from pyrovi.module.handlers import AnnealKL
 from pyrovi.module.ledger import Role
+from pyrovi.train.converge import has_location_scale_guide
 from pyrovi.train.loggers import HistoryLogger
 from pyrovi.train.metrics import EpochMean, elbo_parts, enumerated_parts, record_traces
 from pyrovi.train.objectives import check_objective, choose_warmup
@@ -61,6 +63,10 @@ class SVITrainingPlan(pl.LightningModule):
     lr_decay
         Learning rate of the last planned step, relative to that of the first: it falls
         geometrically, step by step, and stays there if training goes on. 1: it does not fall.
+    antithetic
+        Reflect the noise of every second step: what consecutive steps do to the locations of a
+        normal guide then cancels but for the gradient. For guides by name with locations and scales
+        alone.
     reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min
         Reduce the learning rate when a metric has stopped improving.
 
@@ -89,6 +95,7 @@ class SVITrainingPlan(pl.LightningModule):
         max_kl_weight: float = 1.0,
         min_kl_weight: float = 0.0,
         lr_decay: float = 1.0,
+        antithetic: bool = False,
         reduce_lr_on_plateau: bool = False,
         lr_factor: float = 0.6,
         lr_patience: int = 30,
@@ -129,6 +136,13 @@ class SVITrainingPlan(pl.LightningModule):
                 "pyro.optim object) would both set the learning rate; choose one."
             )
         self.lr_decay = lr_decay
+        if antithetic and not has_location_scale_guide(module):
+            raise TrainingError(
+                "antithetic=True reflects the noise of guides by name that have locations and "
+                "scales alone ('normal', 'mvn', 'lowrank'); the guide of this module has other "
+                "parameters. Leave it out."
+            )
+        self.antithetic, self._mirrors = antithetic, False
         self._make_plateau: Callable[[Optimizer], Any] | None = None
         if reduce_lr_on_plateau:
             self._make_plateau = plateau_scheduler(
@@ -206,7 +220,12 @@ class SVITrainingPlan(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step: its noise is a pure function of (seed, epoch, step, rank)."""
-        self._seed("train", self.current_epoch, batch_idx, self.global_rank)
+        if self.antithetic:
+            step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+            self._mirrors = step % 2 == 1
+            self._seed("train", "pair", step // 2, self.global_rank)
+        else:
+            self._seed("train", self.current_epoch, batch_idx, self.global_rank)
 
     def _seed(self, *purpose: str | int) -> None:
         """Seed the generators in use; ``torch.manual_seed`` would cost as much as a small step."""
@@ -219,7 +238,8 @@ class SVITrainingPlan(pl.LightningModule):
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> Tensor:
         """One minibatch of SVI."""
-        loss, parts = self.objective(minibatch, self._next_weight())
+        with mirrored(self._mirrors):
+            loss, parts = self.objective(minibatch, self._next_weight())
         self.means["train"].update(parts, minibatch.n)
         self._n_obs = minibatch.n_obs
         return loss

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovi.dataloaders import Minibatch
 from pyrovi.module import PyroBaseModule
 from pyrovi.module.guides import make_guide
+from pyrovi.module.guides.distributions import mirrored
 
 
 def minibatch(X: Tensor, rows: Tensor | None = None) -> Minibatch:
@@ -29,9 +30,15 @@ def pair_of(story: Any, X: Tensor, guide: Any, **options: Any) -> Pair:
 
 
 def fit(
-    pair: PyroBaseModule, X: Tensor, *, steps: int, batch_size: int | None = None, lr: float = 0.05
+    pair: PyroBaseModule,
+    X: Tensor,
+    *,
+    steps: int,
+    batch_size: int | None = None,
+    lr: float = 0.05,
+    antithetic: bool = False,
 ) -> None:
-    """Maximise the ELBO."""
+    """Maximise the ELBO; ``antithetic`` reflects the noise of every second step."""
     elbo: Any = pair.default_elbo()
     optimiser = torch.optim.Adam(pair.parameters(), lr=lr, betas=(0.9, 0.99))
     torch.manual_seed(0)
@@ -41,7 +48,13 @@ def fit(
             group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         rows = torch.randperm(len(X))[:batch_size]
         optimiser.zero_grad()
-        loss = elbo.differentiable_loss(pair.run_model, pair.run_guide, minibatch(X, rows))
+        state = torch.get_rng_state()
+        if antithetic:
+            torch.manual_seed(step // 2)
+        with mirrored(antithetic and step % 2 == 1):
+            loss = elbo.differentiable_loss(pair.run_model, pair.run_guide, minibatch(X, rows))
+        if antithetic:
+            torch.set_rng_state(state)
         (loss / len(X)).backward()
         optimiser.step()
     pair.eval()

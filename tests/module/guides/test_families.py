@@ -59,7 +59,7 @@ def test_normal_is_the_mean_field_optimum(batch_size: int | None) -> None:
     X = data()
     mean, precision, evidence = exact(X)
     pair = pair_of(regression, X, "normal")
-    fit(pair, X, steps=600, batch_size=batch_size)
+    fit(pair, X, steps=600, batch_size=batch_size, antithetic=True)
     found = coordinates(draws(pair, X))
     sd = np.diag(precision) ** -0.5
     assert np.abs(found.mean(0) - mean).max() < 0.3 * sd.min()

@@ -81,7 +81,7 @@ def supports(X: Tensor) -> None:
         p = pyro.sample("p", dist.Dirichlet(torch.ones(4)))
         u = pyro.sample("u", dist.Uniform(-1.0, 3.0))
         with plate("var_", 3, dim=-1):
-            loc = a + u + p[..., :1]
+            loc = a + u + p[..., 0]
             pyro.sample("X", dist.Normal(loc, 1.0), obs=X)
 
 

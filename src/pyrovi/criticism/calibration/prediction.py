@@ -18,7 +18,7 @@ from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.model.draws import posterior_globals, warn_if_untrained
 from pyrovi.model.marginal import marginal_log_likelihood
 from pyrovi.posterior.engine import stream_query
-from pyrovi.posterior.psis import khat_threshold, psis
+from pyrovi.posterior.pareto import khat_threshold, psis
 from pyrovi.posterior.replication import Replication
 
 if TYPE_CHECKING:

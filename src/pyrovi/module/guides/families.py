@@ -51,6 +51,22 @@ class MeanField(PyroModule):
             log_scale = torch.full_like(site.initial, math.log(init_scale))
             setattr(self, f"{site.key}_log_scale", nn.Parameter(log_scale))
 
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take the independent coordinates that are nearest to a normal distribution.
+
+        Parameters
+        ----------
+        mean, covariance
+            Of the coordinates of all sites in their order, ``(size,)`` and ``(size, size)``. The
+            optimal scales are those of each coordinate given the others.
+        """
+        scale = torch.linalg.inv(covariance).diagonal().rsqrt()
+        sizes = [site.initial.numel() for site in self.sites]
+        for site, loc, s in zip(self.sites, mean.split(sizes), scale.split(sizes), strict=True):
+            getattr(self, f"{site.key}_loc").copy_(loc.reshape(site.initial.shape))
+            getattr(self, f"{site.key}_log_scale").copy_(s.log().reshape(site.initial.shape))
+
     def forward(self, plates: Plates) -> None:
         """Draw the sites."""
         for site in self.sites:
@@ -95,6 +111,18 @@ class _Joint(PyroModule):
         self.loc = nn.Parameter(start)
         self.log_scale = nn.Parameter(torch.full_like(start, math.log(init_scale)))
 
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take location and scales of a normal distribution.
+
+        Parameters
+        ----------
+        mean, covariance
+            Of the coordinates of all sites in their order, ``(size,)`` and ``(size, size)``.
+        """
+        self.loc.copy_(mean)
+        self.log_scale.copy_(covariance.diagonal().log() / 2)
+
     def refuse_many(self, name: str) -> None:
         if self.size > MAX_JOINT_SIZE:
             largest = max(self.sites, key=lambda site: site.size)
@@ -129,10 +157,21 @@ class FullRank(_Joint):
         super().__init__(sites, init_scale)
         self.refuse_many("mvn")
         self.lower = nn.Parameter(self.loc.new_zeros(self.size, self.size))
+        # An optimiser moves every entry by about its learning rate. A row has up to `size` of them:
+        # in these units it changes as much as one location does, and L stays well conditioned.
+        self._unit = self.size**-0.5
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take a normal distribution; see :meth:`_Joint.start_at`."""
+        factor = torch.linalg.cholesky(covariance)
+        self.loc.copy_(mean)
+        self.log_scale.copy_(factor.diagonal().log())
+        self.lower.copy_((factor / factor.diagonal()[:, None]).tril(-1) / self._unit)
 
     def distribution(self) -> dist.Distribution:
         """Distribution of the coordinates."""
-        return full_rank_normal(self.loc, self.log_scale.exp(), self.lower)
+        return full_rank_normal(self.loc, self.log_scale.exp(), self.lower * self._unit)
 
 
 class LowRank(_Joint):
@@ -164,6 +203,17 @@ class LowRank(_Joint):
         self.factors = nn.Parameter(torch.randn(self.size, rank).to(self.loc) / math.sqrt(rank))
         with torch.no_grad():
             self.log_scale.sub_(math.log(2) / 2)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take a normal distribution, half of whose variances the factors may explain."""
+        super().start_at(mean, covariance)
+        self.log_scale.sub_(math.log(2) / 2)
+        scale = self.log_scale.exp()
+        values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
+        rank = self.factors.shape[1]
+        lengths = (values[-rank:] - 1).clamp_min(1e-4).sqrt()
+        self.factors.copy_(vectors[:, -rank:] * lengths)
 
     def distribution(self) -> dist.Distribution:
         """Distribution of the coordinates."""

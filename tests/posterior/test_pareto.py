@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyrovi.errors import DataError
-from pyrovi.posterior.psis import EQUAL_WEIGHTS, importance_ess, khat_threshold, psis
+from pyrovi.posterior.pareto import EQUAL_WEIGHTS, importance_ess, khat_threshold, psis
 
 
 def _log_weights(num_draws: int, columns: int = 40) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_trailing_axes_are_separate_sets():
 def test_blocks_of_columns_give_the_same(monkeypatch):
     log_weights = _log_weights(300)
     whole = psis(log_weights)
-    monkeypatch.setattr("pyrovi.posterior.psis._BLOCK", 5000)
+    monkeypatch.setattr("pyrovi.posterior.pareto._BLOCK", 5000)
     parts = psis(log_weights)
     np.testing.assert_allclose(parts[0], whole[0], rtol=1e-12)
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-12)

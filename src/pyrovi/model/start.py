@@ -1,0 +1,146 @@
+"""Start of SVI near the posterior: locations and scales of a guide from a normal approximation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyrovi._rng import derive_seed, generator
+from pyrovi.errors import TrainingError
+from pyrovi.model.methods import all_at_once
+from pyrovi.module.guides import StoryGuide
+from pyrovi.posterior.compiled import ValueAndGradient
+from pyrovi.posterior.curvature import hessian
+from pyrovi.posterior.pathfinder import run_path
+from pyrovi.posterior.potential import Potential
+
+if TYPE_CHECKING:
+    from pyrovi.model.base import BaseModelClass
+
+MAX_DIM = 200
+"""Largest number of coordinates: the covariance has the square of that."""
+
+MAX_ELEMENTS = 2**24
+"""Largest number of values of a minibatch of all observations."""
+
+_NUM_DRAWS = 64
+
+Normal = tuple[np.ndarray, np.ndarray]
+"""Mean and covariance on the real line."""
+
+
+def can_start_near(model: BaseModelClass) -> bool:
+    """Whether the guide has locations and scales of global sites alone, and the data are small."""
+    guide = model.module.guide
+    if not isinstance(guide, StoryGuide) or guide.locals is not None or guide.globals is None:
+        return False
+    if not hasattr(guide.globals, "start_at") or _dim(guide) > MAX_DIM:
+        return False
+    entries = model.registry["field_registries"].values()
+    per_row = [int(np.prod(e["tensor"]["shape"])) for e in entries if e["tensor"] is not None]
+    return int(model.adata_manager.n_obs) * sum(per_row) <= MAX_ELEMENTS
+
+
+def start_near_posterior(model: BaseModelClass, indices: Any = None) -> None:
+    """Put the guide where SVI has little left to do, if that is better than where it is.
+
+    Candidates are the guide's own initial values, the best normal on a path of Pathfinder (Zhang et
+    al. 2022), and a normal around its mean with the curvature of the posterior there. The one with
+    the largest ELBO, as the guide's family can hold it, is taken.
+
+    Parameters
+    ----------
+    model
+        A model for which :func:`can_start_near` holds.
+    indices
+        Observations to use.
+    """
+    guide = model.module.guide
+    _, minibatch = all_at_once(model, indices)
+    potential = Potential(model.module, minibatch)
+    order = _order(potential, guide)
+    function = ValueAndGradient(potential)
+    noise = generator("start").standard_normal((_NUM_DRAWS, potential.dim))
+    own = _own_elbo(function, guide, order, noise)
+    best, best_elbo = None, own
+    for mean, covariance in _candidates(potential, function):
+        if guide.family == "normal":
+            covariance = np.diag(1 / np.diagonal(np.linalg.inv(covariance)))
+        elbo = _elbo(function, mean, np.linalg.cholesky(covariance), noise)
+        if elbo > best_elbo:
+            best, best_elbo = (mean, covariance), elbo
+    if best is not None:
+        like = next(guide.parameters())
+        start = torch.as_tensor(best[0][order]).to(like)
+        guide.globals.start_at(start, torch.as_tensor(best[1][np.ix_(order, order)]).to(like))
+
+
+def _dim(guide: Any) -> int:
+    return sum(site.initial.numel() for site in guide.globals.sites)
+
+
+def _order(potential: Potential, guide: Any) -> np.ndarray:
+    """Position in the potential's vector of each coordinate of the guide, in the guide's order."""
+    positions = potential.unflatten(torch.arange(potential.dim, dtype=torch.float64))
+    names = [site.name for site in guide.globals.sites]
+    return torch.cat([positions[name].reshape(-1) for name in names]).long().numpy()
+
+
+def _candidates(potential: Potential, function: ValueAndGradient) -> Iterator[Normal]:
+    point = potential.initial(derive_seed("start"))
+    initial = potential.flatten(point).cpu().numpy()
+    path = run_path(function, initial, path=0, num_draws=1)
+    if _is_covariance(path.covariance):
+        yield path.mean, path.covariance
+    curvature = hessian(potential, path.mean)
+    if _is_covariance(curvature):
+        yield path.mean, np.linalg.inv(curvature)
+
+
+def _is_covariance(matrix: np.ndarray) -> bool:
+    if not np.isfinite(matrix).all():
+        return False
+    values = np.linalg.eigvalsh(matrix)
+    return bool(values[0] > 1e-12 * values[-1])
+
+
+def _elbo(
+    function: ValueAndGradient, mean: np.ndarray, factor: np.ndarray, noise: np.ndarray
+) -> float:
+    """ELBO of a normal, up to a constant."""
+    device = function.potential.device
+    draws = torch.from_numpy(mean + noise @ factor.T).to(device)
+    values = [float(function(draw)[0]) for draw in draws]
+    elbo = float(np.log(np.diagonal(factor)).sum() - np.mean(values))
+    return elbo if np.isfinite(elbo) else -np.inf
+
+
+def _own_elbo(
+    function: ValueAndGradient, guide: Any, order: np.ndarray, noise: np.ndarray
+) -> float:
+    """ELBO of the guide's initial values."""
+    initial = torch.cat([site.initial.reshape(-1) for site in guide.globals.sites])
+    mean = np.empty(len(order))
+    mean[order] = initial.detach().cpu().double().numpy()
+    return _elbo(function, mean, guide.init_scale * np.eye(len(order)), noise)
+
+
+def check_start(start: str | None, model: BaseModelClass) -> None:
+    """Refuse a way to start that is unknown, or that the model has no use for.
+
+    Raises
+    ------
+    TrainingError
+        Saying what could be used.
+    """
+    if start not in (None, "pathfinder"):
+        raise TrainingError(f"start must be None or 'pathfinder', got {start!r}.")
+    if start is not None and not can_start_near(model):
+        raise TrainingError(
+            "start='pathfinder' places locations and scales of a guide by name whose sites are all "
+            f"global, with at most {MAX_DIM} coordinates, by all observations at once. Leave it "
+            "out."
+        )
