@@ -16,6 +16,7 @@ OBJECTS = "objects"
 
 PACKAGES = {
     "pyrovi": "Top level",
+    "pyrovi.fields": "Pieces of data",
     "pyrovi.data": "Data",
     "pyrovi.data.fields": "Fields",
     "pyrovi.dataloaders": "Data loaders",

@@ -16,7 +16,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import pyrovi as pv
-from pyrovi.errors import DataError, MissingKeyError, ModelError, SaveLoadError
+from pyrovi.errors import DataError, MissingKeyError, ModelError, SaveLoadError, TrainingError
 from pyrovi.module.ledger import Role
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 3 rows")
@@ -196,6 +196,27 @@ def test_a_pair_brings_its_guide(adata: anndata.AnnData) -> None:
         pv.from_pyro(Pair(), adata, fields, guide="normal")
     with pytest.raises(ModelError, match="needs fields="):
         pv.from_pyro(Pair(), adata)
+
+
+def test_a_class_makes_an_object_for_every_fit(frame: pd.DataFrame) -> None:
+    class Line(torch.nn.Module):
+        def __init__(self, width: float = 1.0) -> None:
+            super().__init__()
+            self.b = torch.nn.Parameter(width * torch.randn(()))
+
+        def forward(self, x: Any, y: Any) -> None:
+            with pv.obs_plate():
+                pyro.sample("y", dist.Normal(self.b * x, 1.0), obs=y)
+
+    slopes = set()
+    for seed in (1, 2):
+        pv.settings.seed = seed
+        slopes.add(float(pv.from_pyro(Line, frame).module.story.b))
+    assert len(slopes) == 2
+    flat = pv.from_pyro(functools.partial(Line, width=0.0), frame)
+    assert flat.module.story.b.item() == 0.0
+    with pytest.raises(TrainingError, match="Give the class in the place of the object"):
+        pv.from_pyro(Line(), frame).train(n_restarts=2)
 
 
 def test_a_guide_by_hand(frame: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ from pyrovi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from pyrovi.criticism.bounds import evidence_bounds
-    from pyrovi.criticism.calibration import Calibration, LooPit, SBC, encoder_sbc, loo_pit, sbc
+    from pyrovi.criticism.calibration import SBC, Calibration, LooPit, encoder_sbc, loo_pit, sbc
     from pyrovi.criticism.comparison import compare
     from pyrovi.criticism.count_thinning import thinned_density, thinning
     from pyrovi.criticism.decisions import decide
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from pyrovi.criticism.thinned_counts import thin_counts
 
 __all__ = [
+    "LOO",
+    "SBC",
     "Calibration",
     "Callout",
     "Check",
@@ -60,13 +62,11 @@ __all__ = [
     "Folded",
     "Frequencies",
     "Image",
-    "LOO",
     "LooPit",
     "PredictiveChecks",
     "PredictivePIT",
     "Quantiles",
     "Recovery",
-    "SBC",
     "Section",
     "Sensitivity",
     "Statistic",

@@ -90,10 +90,11 @@ def _figure(content: str, caption: str) -> str:
 
 def _image_html(image: Image) -> str:
     data = BytesIO()
-    image.figure.savefig(data, format="png", metadata={"Software": None})
+    figure: Any = image.figure.figure  # of a part, the whole
+    figure.savefig(data, format="png", metadata={"Software": None})
     encoded = base64.b64encode(data.getvalue()).decode()
     return _figure(
-        f'<img alt="{html.escape(image.alt)}" width="{_pixels(image.figure)}" '
+        f'<img alt="{html.escape(image.alt)}" width="{_pixels(figure)}" '
         f'src="data:image/png;base64,{encoded}">',
         image.caption,
     )

@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from pyrovi._rng import stream
 from pyrovi._settings import settings
 from pyrovi.data import AnnDataManager
 from pyrovi.data.fields.mudata import is_mudata
@@ -15,8 +18,8 @@ from pyrovi.errors import DataError, ModelError
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.start import can_start_near
 from pyrovi.module.autoguides import copy_pair
-from pyrovi.module.base import PyroBaseModule
-from pyrovi.module.story import StoryModule, story_name, tensor_names
+from pyrovi.module.base import PyroBaseModule, local_params
+from pyrovi.module.story import StoryModule, made_story, story_name, tensor_names
 
 FEW = 2048
 """Up to so many observations are one minibatch where nothing is amortised."""
@@ -41,7 +44,8 @@ def from_pyro(
         arguments are named after ``fields``; keyword-only arguments named like summary statistics
         (``n_obs``, ``n_vars``, ``n_batch``, ...) are filled in, others keep their defaults.
         What belongs to single observations stands inside ``with pv.obs_plate():``. A
-        :class:`PyroBaseModule` brings its own guide.
+        :class:`PyroBaseModule` brings its own guide. Of a class of modules (or a
+        ``functools.partial`` of one) each fit makes an object of its own, which restarts need.
     data
         AnnData, MuData, a DataFrame (rows are observations), a dict of arrays (first axes are
         observations), or ``{}`` for a story that closes over its data.
@@ -110,6 +114,7 @@ class PyroModel(BaseModelClass):
         site_dims: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(adata)
+        story = self._made(story)
         if isinstance(story, PyroBaseModule):
             if guide is not None:
                 raise ModelError(
@@ -125,6 +130,11 @@ class PyroModel(BaseModelClass):
             self._constants(),
             site_dims,
         )
+
+    @staticmethod
+    def _made(story: Any) -> Any:
+        with local_params(), stream("init"):
+            return made_story(story)
 
     def _constants(self) -> dict[str, int]:
         stats = dict(self.summary_stats)
@@ -221,14 +231,29 @@ class PyroModel(BaseModelClass):
 
 def _check_story(story: Any) -> None:
     if inspect.isclass(story):
-        raise ModelError(
-            f"The story is the class {story.__name__}. Expected an object: pass "
-            f"{story.__name__}(...)."
-        )
+        _check_maker(story)
+        return
     if not callable(story) and not isinstance(story, PyroBaseModule):
         raise ModelError(
             f"The story is {story!r} ({type(story).__name__}). Expected a function of tensors, "
             "`def story(X): ...`, itself and not its result, or a torch module."
+        )
+
+
+def _check_maker(story: type) -> None:
+    parameters = list(inspect.signature(story.__init__).parameters.values())[1:]  # type: ignore[misc]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind in named]
+    if not issubclass(story, nn.Module):
+        raise ModelError(
+            f"The story is the class {story.__name__}. Expected a function of tensors, or a class "
+            "of torch modules whose forward is one."
+        )
+    if needed:
+        raise ModelError(
+            f"The story is the class {story.__name__}, which needs {', '.join(needed)}. Pass them: "
+            f"functools.partial({story.__name__}, {needed[0]}=...), or an object, "
+            f"{story.__name__}(...)."
         )
 
 
@@ -249,6 +274,7 @@ def _check_fields(fields: Mapping[str, Any]) -> dict[str, FieldSpec]:
 
 
 def _guess_fields(story: Any, data: Any, annotated: Any) -> dict[str, FieldSpec]:
+    story = made_story(story)
     if isinstance(story, PyroBaseModule):
         raise ModelError(
             f"A {type(story).__name__} needs fields=: which piece of the data each tensor of its "

@@ -75,6 +75,7 @@ def train_restarts(
     from pyrovi.model.training import train
 
     _check(model, n_restarts, options)
+    _refuse_equal_beginnings(model)
     workers = _workers(n_restarts, num_workers, options)
     if workers > 1:  # several bars would write over one another
         options = {**options, "enable_progress_bar": False}
@@ -227,6 +228,19 @@ def _workers(n_restarts: int, num_workers: int | None, options: Mapping[str, Any
 def _seed(restart: int) -> int:
     """The first fit is the one that ``n_restarts=1`` would make."""
     return settings.seed if restart == 0 else derive_seed("restart", restart)
+
+
+def _refuse_equal_beginnings(model: BaseModelClass) -> None:
+    """A module that was given as an object has the same values at the beginning of every fit."""
+    given = [v for v in model._init_arguments.values() if isinstance(v, torch.nn.Module)]
+    names = [type(module).__name__ for module in given if any(True for _ in module.parameters())]
+    if names and not model._restarts:
+        raise TrainingError(
+            f"Every restart would begin with the parameters of the {names[0]} that the model was "
+            "made with, and agree for that reason alone. Give the class in the place of the object "
+            f"(pv.from_pyro({names[0]}, ...), or functools.partial({names[0]}, ...)): each fit then "
+            "makes one of its own."
+        )
 
 
 def _beginning(model: BaseModelClass, restart: int) -> BaseModelClass:

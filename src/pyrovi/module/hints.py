@@ -36,8 +36,9 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (
         r"global pyro.param statements",
         "pyro.param makes a parameter of the whole process, which every model would share. Make it "
-        "an attribute of a module whose forward is the story: `self.rate = pyro.nn.PyroParam(value, "
-        "constraint)` in a pyro.nn.PyroModule; or give it a prior with pyro.sample.",
+        "an attribute of a module whose forward is the story: `self.rate = "
+        "pyro.nn.PyroParam(value, constraint)` in a pyro.nn.PyroModule; or give it a prior with "
+        "pyro.sample.",
     ),
     (
         r"same dtype|Double but|Float but|scalar type|expected m1 and m2",

@@ -50,6 +50,7 @@ class StoryModule(PyroBaseModule):
     ) -> None:
         super().__init__()
         self.site_dims = dict(site_dims or {})
+        story = made_story(story)
         if isinstance(story, nn.Module):
             story = copy.deepcopy(story)  # the caller's stays as it is, and can be used again
             self.story = story
@@ -64,6 +65,19 @@ class StoryModule(PyroBaseModule):
             return make_guide(lambda model: guide(model), self.model)
         categories = {name: stats[f"n_{name}"] for name in fields if f"n_{name}" in stats}
         return make_guide(guide, self.model, n_categories=categories)
+
+
+def made_story(story: Any) -> Any:
+    """The story itself; of a class of modules (or a partial of one), a new object of it.
+
+    Parameters
+    ----------
+    story
+        What a user gave. Classes are called anew for every model, with initial values of its own,
+        where an object always begins with the values that it has.
+    """
+    maker = story.func if isinstance(story, functools.partial) else story
+    return story() if inspect.isclass(maker) and issubclass(maker, nn.Module) else story
 
 
 def story_name(story: Callable[..., Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from pyrovi.posterior.local_space import LocalSpace, over_draws
 Covariance = Literal["full", "diagonal"]
 
 _MAX_STEPS = 200
+_OVERSHOT = 1e12
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -92,11 +94,16 @@ def refine(space: LocalSpace, normal: LocalNormal, num_draws: int) -> None:
     )
 
     def loss() -> Tensor:
-        with torch.enable_grad():
+        # A step of the line search may overshoot to where a density overflows: it is told so by a
+        # large value, and comes back.
+        with torch.enable_grad(), pyro.validation_enabled(False):
             vectors, log_q = normal(noise)
             value = -(over_draws(space, vectors) - log_q).mean(0).sum()
             # of these leaves alone: the module's own gradients are not touched
             gradients = torch.autograd.grad(value, leaves)
+        if not (torch.isfinite(value) and all(g.isfinite().all() for g in gradients)):
+            value = torch.full_like(value, _OVERSHOT)
+            gradients = tuple(torch.zeros_like(g) for g in gradients)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         return value.detach()
