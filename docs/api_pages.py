@@ -23,9 +23,14 @@ PACKAGES = {
     "pyrovi.distributions": "Distributions",
     "pyrovi.nn": "Neural networks",
     "pyrovi.module": "Modules",
+    "pyrovi.module.guides": "Guides by name",
     "pyrovi.train": "Training",
     "pyrovi.posterior": "Posterior",
     "pyrovi.model": "Models",
+    "pyrovi.model.start": "Options of a start from Pathfinder",
+    "pyrovi.model.mcmc": "Options of NUTS",
+    "pyrovi.model.paths": "Options of Pathfinder",
+    "pyrovi.model.modes": "Options of Laplace and MAP",
     "pyrovi.criticism": "Criticism",
     "pyrovi.autotune": "Tuning",
     "pyrovi.hub": "Sharing",
@@ -41,11 +46,17 @@ def write(folder: Path) -> list[Path]:
     list of Path
         The pages.
     """
-    members = {
-        package: public_names(importlib.import_module(package))
-        for package in PACKAGES
-        if importlib.util.find_spec(package) is not None
-    }
+    members: dict[str, list[str]] = {}
+    shown: set[type] = set()
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            continue
+        module = importlib.import_module(package)
+        # A class with two pages would be described twice under its one full name.
+        members[package] = [
+            n for n in public_names(module) if not _is_in(getattr(module, n), shown)
+        ]
+        shown |= {v for n in members[package] if isinstance(v := getattr(module, n), type)}
     files = {
         folder / f"{package}.md": _page(package, PACKAGES[package], names)
         for package, names in members.items()
@@ -92,6 +103,10 @@ def _is_own(value: object, package: str) -> bool:
     """Whether an object comes from a package or from below it: not a name imported from others."""
     origin = getattr(value, "__module__", None) or ""
     return origin == package or origin.startswith(f"{package}.")
+
+
+def _is_in(value: object, shown: set[type]) -> bool:
+    return isinstance(value, type) and value in shown
 
 
 def _page(name: str, title: str, members: list[str]) -> str:

@@ -47,5 +47,13 @@ class TrainingError(PyroviError, RuntimeError):
     """Training cannot start or go on."""
 
 
+class InferenceError(TrainingError):
+    """Inference has failed on these data: a loss is not finite, no mode or no start is found."""
+
+
+class NoStartError(ModelError, InferenceError):
+    """No point of finite density is found to begin at."""
+
+
 class MissingExtraError(PyroviError, ImportError):
     """An optional dependency is needed; the message names the extra that installs it."""

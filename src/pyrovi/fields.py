@@ -34,6 +34,9 @@ def total(
 ) -> FieldSpec:
     """Row sums of a layer (library sizes), shape ``(n, 1)``.
 
+    Simulated data carry the sums that they were simulated with, which are read in their place (see
+    :class:`~pyrovi.data.fields.TotalField`).
+
     Parameters
     ----------
     key, counts, mod

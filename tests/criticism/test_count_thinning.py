@@ -12,6 +12,7 @@ from pyro.poutine import trace
 from scipy import sparse, stats
 from tests.module.stories import Pair, given
 
+import pyrovi as pv
 from pyrovi.criticism.count_thinning import thinned_density, thinning
 from pyrovi.criticism.thinned_counts import held_out_log_prob, thin_counts
 from pyrovi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
@@ -183,6 +184,52 @@ def test_thinning_refits_on_the_first_part_only(trained, monkeypatch) -> None:
     np.testing.assert_array_equal(trained.adata.X, before)
     assert result.n_obs == trained.adata.n_obs
     assert np.isfinite(result.elpd)
+
+
+def rates(X, library, *, n_vars):
+    with pv.plate("var", n_vars, dim=-1):
+        r = pyro.sample("r", dist.Gamma(2.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("X", dist.Poisson(library * r).to_event(1), obs=X)
+
+
+@pytest.mark.parametrize(
+    ("guide", "training"),
+    [
+        ("laplace", {}),
+        ("normal", {"method": "nuts", "num_chains": 1, "num_samples": 300, "num_warmup": 100}),
+        ("normal", {"method": "pathfinder"}),
+    ],
+    ids=["laplace", "nuts", "pathfinder"],
+)
+def test_other_methods_are_refitted_too(guide: str, training: dict) -> None:
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(rng.poisson(3.0, size=(30, 3)).astype(np.float32))
+    fields = {"X": pv.fields.layer(None), "library": pv.fields.total(None)}
+    model = pv.from_pyro(rates, adata, fields=fields, guide=guide)
+    result = thinning(model, train_kwargs=training, num_samples=300, seed=1)
+    kept, held = thin_counts(adata.X, 0.5, seed=1)
+    # the parts are independent, and a gamma posterior makes the second negative binomial
+    shape, rate = 2 + kept.sum(0), 1 + kept.sum()
+    library = kept.sum(1, keepdims=True)
+    exact = stats.nbinom(shape, rate / (rate + library)).logpmf(held).sum(1)
+    np.testing.assert_allclose(result.pointwise["elpd"], exact, atol=0.15)
+
+
+def test_totals_of_simulated_data_are_thinned_with_them(monkeypatch) -> None:
+    adata = anndata.AnnData(np.full((6, 3), 40.0, dtype=np.float32))
+    fields = {"X": pv.fields.layer(None), "library": pv.fields.total(None)}
+    model = pv.from_pyro(rates, adata, fields=fields)
+    made = pv.from_pyro(rates, model.simulate(seed=1), fields=fields)
+    seen = {}
+
+    def train(self, **_) -> None:
+        seen["library"] = self.adata_manager.get_from_registry("library")
+
+    monkeypatch.setattr(type(made), "train", train)
+    with pytest.warns(UserWarning, match="not trained"):
+        thinning(made, fraction=0.25, num_samples=4)
+    np.testing.assert_allclose(seen["library"], 0.25 * 120)
 
 
 def test_thinning_tells_the_dimension_of_a_factor_model() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import anndata
 import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 from scipy import stats
 from tests.criticism.exact import (
@@ -15,6 +18,7 @@ from tests.criticism.exact import (
     simulated,
 )
 
+import pyrovi as pv
 from pyrovi.criticism.held_out_density import cross_validate, held_out, make_folds
 from pyrovi.errors import DataError, MissingKeyError, ModelError
 
@@ -75,6 +79,56 @@ def test_held_out_refuses_what_is_not_held_out(split) -> None:
     split.is_trained = False
     with pytest.raises(ModelError, match="not trained, so nothing is held out"):
         held_out(split)
+
+
+def test_training_observations_in_copies_are_refused(split) -> None:
+    with pytest.raises(DataError, match="40 of the 60 observations were trained on"):
+        held_out(split, split.adata.copy())
+    with pytest.raises(DataError, match="2 of the 3 observations were trained on"):
+        held_out(split, split.adata[[50, 7, 3]].copy())
+    with pytest.raises(DataError, match="1 of the 1 observations were trained on"):
+        held_out(split, split.adata.copy(), indices=[5])
+    options = {"num_samples": 20, "num_inner": 1}
+    apart = held_out(split, split.adata.copy(), indices=[58, 41], **options)
+    assert list(apart.pointwise.index) == ["cell58", "cell41"]
+    other = split.adata[:20].copy()  # the same names, other values
+    other.X = other.X + 1
+    assert held_out(split, other, **options).n_obs == 20
+
+
+def line(x, y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("y", dist.Normal(a + x, 1.0), obs=y)
+
+
+NUTS = {"method": "nuts", "num_chains": 1, "num_samples": 400, "num_warmup": 150}
+
+
+@pytest.mark.parametrize(
+    ("guide", "training"),
+    [("laplace", {}), ("normal", NUTS), ("normal", {"method": "pathfinder"})],
+    ids=["laplace", "nuts", "pathfinder"],
+)
+def test_folds_of_other_methods_are_exact(guide: str, training: dict) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 16))
+    frame = pd.DataFrame({"x": x, "y": x + y + 0.5}).astype(np.float32)
+    model = pv.from_pyro(line, frame, guide=guide)
+    result = cross_validate(
+        model, num_folds=2, train_kwargs=training, num_samples=400, num_inner=1, seed=1
+    )
+    folds, residual = result.pointwise["fold"].to_numpy(), frame["y"] - frame["x"]
+    exact = []
+    for i in range(16):
+        kept = residual[folds != folds[i]]
+        variance = 1 / (1 + len(kept))
+        spread = np.sqrt(1 + variance)
+        exact.append(stats.norm(variance * kept.sum(), spread).logpdf(residual[i]))
+    np.testing.assert_allclose(result.pointwise["elpd"], exact, atol=0.12)
+    assert "cross_validation" in repr(result)
+    assert len(repr(result)) < 400
+    assert "<table" in result._repr_html_()
 
 
 def test_a_poor_encoder_is_flagged(split) -> None:

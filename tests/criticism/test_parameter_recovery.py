@@ -98,6 +98,16 @@ def test_exact_posteriors_are_nominal(exact, site: str) -> None:
     assert abs(table["z_sd"] - 1) < 4 / np.sqrt(2 * n)
 
 
+def test_the_result_is_shown_in_short(exact) -> None:
+    found = exact[2]
+    text = repr(found)
+    assert text.startswith("Recovery of 2 sites: ")
+    held = round(float((found.table["coverage_90"] * found.table["values"]).sum()))
+    assert f"{held} of {N + G} true values lie in their central 90% intervals" in text
+    assert len(text.splitlines()) <= 5
+    assert "<table" in found._repr_html_()
+
+
 def test_values_are_those_of_the_conjugate_model(exact) -> None:
     fit, simulated, found = exact
     mu = found.pointwise["mu"]

@@ -77,3 +77,17 @@ def test_criticism_loads_matplotlib_only_to_draw() -> None:
         "assert not {'matplotlib', 'sklearn', 'umap', 'scanpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_notebooks_show_figures_and_axes_by_themselves(checks) -> None:
+    made = plot_totals(checks)
+    for shown in (made, made.axes[0]):
+        assert shown._repr_png_().startswith(b"\x89PNG")
+    code = (
+        "import sys, pyrovi.criticism.style as style\n"
+        "with style.axes_of(None, 2, 2) as axes: axes.plot([1, 2])\n"
+        "assert axes._repr_png_()\n"
+        "plt = sys.modules.get('matplotlib.pyplot')\n"
+        "assert plt is None or not plt.get_fignums()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,20 @@ def test_what_does_not_fit(arguments: Any, error: type, message: str) -> None:
 def test_site_dims_that_do_not_fit(frame: pd.DataFrame) -> None:
     with pytest.raises(ModelError, match="site_dims names 'c', which the model has no site for"):
         pv.from_pyro(line, frame, site_dims={"c": ("k",)})
+
+
+def test_a_guide_that_is_a_plain_module_and_has_nothing_to_train() -> None:
+    class Exact(torch.nn.Module):
+        def forward(self, y: torch.Tensor) -> None:
+            pyro.sample("mu", dist.Normal(torch.tensor(0.5), 0.1))
+
+    def story(y: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pv.obs_plate():
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    model = pv.from_pyro(story, {"y": np.ones(6)}, guide=Exact())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draws = model.sample_posterior("mu", num_samples=500)["mu"]
+    assert abs(float(draws.mean()) - 0.5) < 0.03

@@ -11,11 +11,13 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from scipy import stats
 from tests.criticism.exact import exact_conditional, exact_model, simulated
 from tests.module.stories import Factors, Mean, Pair, given
+from torch import Tensor
 
 from pyrovi.errors import ModelError
 from pyrovi.model.local_fit import local_fit
 from pyrovi.model.marginal import marginal_log_likelihood
-from pyrovi.module import obs_plate
+from pyrovi.module import PyroBaseModule, obs_plate
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.pareto import khat_threshold
 
 DATA = simulated(40)
@@ -216,3 +218,38 @@ def test_local_fit_refuses() -> None:
         local_fit(given(X, Mean()))
     with pytest.raises(ModelError, match="num_inner must be at least 200"):
         local_fit(exact_model(*DATA), num_inner=199)
+
+
+def test_proposals_after_mcmc_follow_a_scale_that_the_locals_have() -> None:
+    # z ~ Normal(0, s), y ~ Normal(sum z, 1/2): the smaller s, the closer all z are to 0
+    rng = np.random.default_rng(0)
+    count, n, dim = 200, 12, 6
+    y = rng.normal(size=(n, 1)).astype(np.float32) * 0.5
+
+    class Funnel(PyroBaseModule):
+        def model(self, X: Tensor) -> None:
+            s = pyro.sample("s", dist.HalfNormal(1.0))
+            with self.obs_plate():
+                z = pyro.sample("z", dist.Normal(torch.zeros(dim), s).to_event(1))
+                pyro.sample("X", dist.Normal(z.sum(-1), 0.5), obs=X[:, 0])
+
+        def guide(self, X: Tensor) -> None:
+            pyro.sample("s", dist.HalfNormal(1.0))
+            with self.obs_plate():
+                pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+
+    s = np.exp(rng.uniform(-3, -0.5, count))
+    prior = s[:, None, None] * rng.normal(size=(count, n, dim))
+    gain = (s**2 / (dim * s**2 + 0.25))[:, None, None]
+    residual = y[:, 0] + 0.5 * rng.normal(size=(count, n)) - prior.sum(-1)
+    z = prior + gain * residual[..., None]
+    model = given(y, Funnel())
+    model.is_trained = True
+    names = [str(name) for name in model.adata.obs_names]
+    values = {"s": torch.as_tensor(s)[None].float(), "z": torch.as_tensor(z)[None].float()}
+    model.module.use_posterior(StoredDraws(values, {"z": -2}, names))
+    found = marginal_log_likelihood(model, num_samples=count, num_inner=100)
+    exact = stats.norm.logpdf(y[:, 0], 0, np.sqrt(dim * s[:, None] ** 2 + 0.25))
+    error = found["log_likelihood"].values - exact
+    assert np.sqrt(np.square(error).mean()) < 0.2
+    assert np.sqrt(np.square(error).mean()) < 2 * np.sqrt(np.square(found["mcse"]).mean())

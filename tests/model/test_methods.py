@@ -17,6 +17,7 @@ from torch import Tensor
 
 import pyrovi as pv
 from pyrovi._settings import settings
+from pyrovi.criticism.diagnose_mcmc import approximation_checks
 from pyrovi.errors import ModelError, TrainingError
 from pyrovi.model.chains import in_chain, num_chains
 from pyrovi.module import PyroBaseModule
@@ -333,6 +334,30 @@ def test_pathfinder_on_a_normal() -> None:
     np.testing.assert_allclose(draws.mean(0), mean, atol=0.15 * sd.max())
     np.testing.assert_allclose(draws.std(0), sd, rtol=0.1)
     assert float(posterior.statistics["khat"][0, 0]) < 0.7
+
+
+def test_pathfinder_far_from_the_posterior_has_no_copies_and_says_so() -> None:
+    class Heavy(PyroBaseModule):
+        def model(self) -> None:
+            scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+            pyro.sample("theta", dist.StudentT(2.0, torch.zeros(30), scale).to_event(1))
+
+        def guide(self) -> None:
+            pyro.sample("scale", dist.HalfCauchy(1.0))
+            pyro.sample("theta", dist.Normal(torch.zeros(30), 1.0).to_event(1))
+
+    model = given(np.zeros((2, 1), dtype=np.float32), Heavy())
+    with pytest.warns(UserWarning, match=r"effective number \d+, 1000 distinct of 1000 draws"):
+        model.train(method="pathfinder")
+    known = {n: float(v[0, 0]) for n, v in model.module.posterior.statistics.items()}
+    assert known["khat"] > 0.7
+    assert known["num_distinct"] == 1000
+    assert 1 <= known["importance_ess"] < 4000
+    draws = model.module.posterior.value(model.module.posterior.names[0])
+    assert len(torch.unique(draws.flatten(0, 1), dim=0)) == 1000
+    checks = {check.what: check for check in approximation_checks(model)}
+    value = checks["effective number of weighted draws"].value
+    assert value == pytest.approx(known["importance_ess"])
 
 
 def test_results_are_saved(tmp_path: Path) -> None:

@@ -298,16 +298,33 @@ def totals_model(kind) -> TotalsModel:
     return TotalsModel(adata, kind)
 
 
-def test_a_total_that_changes_with_the_data_is_told() -> None:
+def test_totals_are_those_that_the_data_were_simulated_with(tmp_path) -> None:
     model = totals_model(Totals)
-    with pytest.warns(UserWarning, match="'library' is the row sums of adata.X"):
-        made = model.simulate(seed=1)
+    before = model.adata.obs.copy()
+    made = model.simulate(seed=1)
     assert isinstance(made.X, np.ndarray)
     assert made.X.dtype == np.float32
     # the totals of the real data were the covariate
     level = float(truth_of(made)["level"])
     expected = level * model.adata.X.sum() * 4
     assert made.X.sum() == pytest.approx(float(expected), rel=5 / float(np.sqrt(expected)))
+    assert model.adata.obs.equals(before)
+
+    totals = model.adata_manager.get_from_registry("library")
+    fit = fresh_copy(model, made)
+    np.testing.assert_array_equal(fit.adata_manager.get_from_registry("library"), totals)
+    again = fit.simulate(seed=2)
+    np.testing.assert_array_equal(again.obs["pyrovi_total_X"], totals.ravel())
+    made.write_h5ad(tmp_path / "made.h5ad")
+    part = anndata.read_h5ad(tmp_path / "made.h5ad")[[4, 2], [1, 0]].copy()
+    field = TotalField("library", None)
+    np.testing.assert_array_equal(field.get_field_data(part, {}), totals[[4, 2]])
+
+    part.obs.loc[part.obs_names[0], "pyrovi_total_X"] = np.nan
+    with pytest.raises(DataError, match=r"1 values of obs\['pyrovi_total_X'\] are missing"):
+        field.get_field_data(part, {})
+    del part.obs["pyrovi_total_X"]
+    np.testing.assert_array_equal(field.get_field_data(part, {}), part.X.sum(1, keepdims=True))
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,11 @@ def test_site_dims_that_do_not_fit() -> None:
         materialised(one_local, make_guide("plain"), site_dims={"z": ("a", "b")})
     with pytest.raises(ModelError, match="site_dims names 'y'"):
         materialised(one_local, make_guide("plain"), site_dims={"y": ("a",)})
+
+
+def test_site_dims_may_name_the_plates_again() -> None:
+    again = {"W": ("factor", "var"), "z": ("obs", "latent"), "rate": ("obs", "var")}
+    sites = materialised(many_sites, guide_of_many, site_dims=again).ledger
+    assert {n: sites[n].dims for n in again} == again
+    with pytest.raises(ModelError, match=r"gives 2 name.*'W'.*0 dimension"):
+        materialised(many_sites, guide_of_many, site_dims={"W": ("var", "factor")})

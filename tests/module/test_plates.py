@@ -72,3 +72,16 @@ def test_the_name_is_reserved() -> None:
     with pytest.raises(ModelError, match="'obs' belongs to the observations"):
         plate("obs", 3)
     assert plate("var", 3, dim=-2).dim == -2
+
+
+def test_a_named_plate_can_be_opened_again() -> None:
+    def story() -> None:
+        with plate("var", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with plate("var", 3):
+            pyro.sample("b", dist.Normal(a, 1.0))
+
+    with minibatch_scope(Minibatch({}, torch.arange(2), 2)):
+        trace = poutine.trace(story).get_trace()
+    assert [f.name for f in trace.nodes["b"]["cond_indep_stack"]] == ["var"]
+    assert trace.nodes["b"]["fn"].batch_shape == (3,)

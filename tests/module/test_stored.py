@@ -8,7 +8,10 @@ import torch
 from tests.module.stories import Hierarchy, given
 
 from pyrovi.errors import ModelError
+from pyrovi.model.draws import example_on_device
+from pyrovi.module.ledger import Role
 from pyrovi.module.stored import DRAW, StoredDraws
+from pyrovi.posterior.point_estimates import point_sites
 
 
 def stored(chains: int = 2, draws: int = 3) -> StoredDraws:
@@ -60,3 +63,17 @@ def test_other_data_are_matched_by_name() -> None:
         model.sample_posterior("z", adata=other)
     assert model.sample_posterior("mu", adata=other).sizes["draw"] == 6
     assert model.sample_prior("z", adata=other).sizes["obs"] == 2
+
+
+def test_repeated_draws_are_no_point_estimate() -> None:
+    model = given(np.zeros((4, 1), dtype=np.float32), Hierarchy(np.zeros((4, 1), np.float32)))
+    example = example_on_device(model, None)
+    names = [f"cell{i}" for i in range(4)]
+    mu = torch.ones(1, 50)
+    same = StoredDraws({"mu": mu, "z": mu[..., None].expand(1, 50, 4)}, {"z": -1}, names)
+    model.module.use_posterior(same)
+    assert point_sites(model.module, example, Role.GLOBAL, Role.LOCAL) == ["mu", "z"]
+    mu[0, -1] = 2.0
+    repeated = StoredDraws({"mu": mu, "z": mu[..., None].expand(1, 50, 4)}, {"z": -1}, names)
+    model.module.use_posterior(repeated)
+    assert point_sites(model.module, example, Role.GLOBAL, Role.LOCAL) == []

@@ -8,7 +8,12 @@ import torch
 from tests.module.stories import Factors, Hierarchy, Mean, given
 
 from pyrovi.module.ledger import Role, Site
-from pyrovi.posterior.engine import ELEMENT_BUDGET, bounded_batch_size, draws_at_once
+from pyrovi.posterior.engine import (
+    ELEMENT_BUDGET,
+    EVALUATION_BUDGET,
+    bounded_batch_size,
+    draws_at_once,
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +133,8 @@ def test_bounds_of_memory() -> None:
     assert bounded_batch_size([wide], 10**9, 128) == 1
     module = Factors()
     given(module.simulate(8), module)
-    assert draws_at_once(module, 2**22) == 1
-    assert draws_at_once(module, 2**9) == 2**22 // 2**9 // 4
+    assert draws_at_once(module, EVALUATION_BUDGET) == 1
+    assert draws_at_once(module, 2**9) == EVALUATION_BUDGET // 2**9 // 4
 
 
 @pytest.mark.slow

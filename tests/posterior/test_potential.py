@@ -17,6 +17,7 @@ from pyrovi.errors import ModelError
 from pyrovi.module import PyroBaseModule
 from pyrovi.posterior.compiled import ValueAndGradient, eager
 from pyrovi.posterior.potential import Potential
+from pyrovi.posterior.precision import in_precision
 
 
 def potential_of(X: np.ndarray, module: PyroBaseModule, **options: Any) -> Potential:
@@ -189,6 +190,64 @@ def test_branches_on_values_are_not_recorded() -> None:
         assert gradient.item() == pytest.approx(mu + 2 * mu / scale)
 
 
+@pytest.mark.parametrize("how", ["nonzero", "mask", "unique", "masked_select"])
+def test_shapes_that_depend_on_values_are_not_recorded(how: str) -> None:
+    # rare near 0, so that points of check would not show it
+    def count(u: Tensor) -> Any:
+        if how == "nonzero":
+            return (u > 2.2).nonzero().shape[0]
+        if how == "mask":
+            return u[u > 2.2].shape[0]
+        if how == "unique":
+            return torch.unique(u.clamp(2.2)).shape[0] - 1
+        return torch.masked_select(u, u > 2.2).shape[0]
+
+    class Counts(PyroBaseModule):
+        def model(self) -> None:
+            u = pyro.sample("u", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.factor("more", -1.5 * count(u) * torch.ones(()))
+
+        def guide(self) -> None:
+            pyro.sample("u", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    function = ValueAndGradient(potential_of(np.zeros((3, 1)), Counts()))
+    assert not function.is_compiled
+    for u, above in (([0.0, 0.1, 0.2, 0.3], 0), ([3.0, 0.1, 2.5, 0.0], 2)):
+        value, gradient = function(torch.tensor(u).double())
+        assert value.item() == pytest.approx(-stats.norm.logpdf(u).sum() + 1.5 * above)
+        np.testing.assert_allclose(gradient, u, rtol=1e-6)
+
+
+def test_masks_of_the_data_are_recorded() -> None:
+    class Masked(PyroBaseModule):
+        def model(self, X: Tensor) -> None:
+            u = pyro.sample("u", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            kept = torch.tensor([True, False, True, False])
+            pyro.factor("more", u[kept].sum())
+
+        def guide(self, X: Tensor) -> None:
+            pyro.sample("u", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    function = ValueAndGradient(potential_of(np.zeros((3, 1)), Masked()))
+    assert function.is_compiled
+    u = np.array([1.0, 2.0, 3.0, 4.0])
+    assert function(torch.as_tensor(u))[0].item() == pytest.approx(-stats.norm.logpdf(u).sum() - 4)
+
+
+def test_a_record_that_fails_is_given_up() -> None:
+    potential = potential_of(np.zeros((3, 1), dtype=np.float32), Scales())
+    function = ValueAndGradient(potential)
+    assert function.is_compiled
+    point = torch.zeros(potential.dim, dtype=torch.float64)
+
+    def broken(_: Tensor) -> Any:
+        raise RuntimeError("The following operation failed in the TorchScript interpreter.")
+
+    function._replay = broken
+    torch.testing.assert_close(function(point)[0], eager(potential, point)[0])
+    assert not function.is_compiled
+
+
 def test_closures_in_single_precision_work_together() -> None:
     W = torch.randn(2, 3, generator=torch.manual_seed(0))
 
@@ -208,6 +267,24 @@ def test_closures_in_single_precision_work_together() -> None:
     point = {"z": torch.as_tensor(z)}
     assert potential(point).item() == pytest.approx(-exact, rel=1e-12)
     assert potential(point).dtype == torch.float64
+
+
+def test_functions_that_refuse_mixed_types_get_one() -> None:
+    kernel, index = torch.ones(1, 1, 2), torch.tensor([0, 0, 1])
+    matrix = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    u = torch.tensor([0.3, -0.2, 0.7]).double()
+    norm = torch.nn.LayerNorm(3)
+    with in_precision(torch.float64):
+        moved = torch.nn.functional.conv1d(u[None, None], kernel)[0, 0]
+        added = torch.zeros(2, dtype=torch.float32).index_add(0, index, u)
+        solved = torch.linalg.solve(A=matrix, B=u[:, None])
+        normed = norm(u)
+    np.testing.assert_allclose(moved, [0.1, 0.5])
+    np.testing.assert_allclose(added, [0.1, 0.7])
+    np.testing.assert_allclose(matrix.double() @ solved, u[:, None])
+    np.testing.assert_allclose(normed.detach().mean(), 0.0, atol=1e-12)
+    with in_precision(torch.float64), pytest.raises(RuntimeError, match="scalar type"):
+        torch.zeros(2, dtype=torch.float32).index_add_(0, index, u)
 
 
 def test_what_has_no_gradient_is_refused() -> None:

@@ -65,7 +65,7 @@ def contrast_along(
     dim
         The dimension; ``None`` for the only one that has both labels.
     change, pseudocount
-        As in :func:`~pyrovi.criticism.decisions.decide`.
+        As in :func:`~pyrovi.criticism.decide`.
 
     Returns
     -------

@@ -10,14 +10,15 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from pyrovi._rng import derive_seed, root_seed, stream
+from pyrovi._rng import derive_seed, stream
 from pyrovi._settings import settings
 from pyrovi.criticism.elpd import Elpd, observed_sites, total
 from pyrovi.criticism.leave_one_out import log_mean_exp
 from pyrovi.criticism.thinned_counts import check_fraction, held_out_log_prob, thin_counts
+from pyrovi.data.fields.layer import carried_total
 from pyrovi.errors import DataError, ModelError
-from pyrovi.model.copies import fresh_copy
 from pyrovi.model.draws import posterior_globals, resolve_num_samples
+from pyrovi.model.refit import refit
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
@@ -61,7 +62,8 @@ def thinning(
         Observed site of the counts, which has the name of their registry key; ``None``: the only
         one.
     train_kwargs
-        Arguments of :meth:`train`. By default all observations are trained on (``train_size=1``).
+        Arguments of :meth:`train`, e.g. ``{"method": "nuts"}``. SVI trains on all observations
+        (``train_size=1``) unless they divide them.
     num_samples
         Joint draws of the latents; ``None`` for 250, or all stored draws if these are fewer.
     batch_size
@@ -85,8 +87,9 @@ def thinning(
     Notes
     -----
     Fields that are computed from the counts when they are registered (totals) follow the first
-    part. A size factor that the user has put into ``obs`` is taken as it is: the model then learns
-    the scale of the first part on top of it.
+    part; totals that simulated data carry are multiplied by the fraction. A size factor that the
+    user has put into ``obs`` is taken as it is: the model then learns the scale of the first part
+    on top of it.
 
     References
     ----------
@@ -106,10 +109,11 @@ def thinning(
         adata.X = kept
     else:
         getattr(adata, where[0])[where[1]] = kept
+    carried = carried_total(None if where[0] == "X" else where[1])
+    if where[0] != "obsm" and carried in adata.obs:
+        adata.obs[carried] = adata.obs[carried] * fraction
     own_seed = derive_seed("thinning", seed=seed)
-    copy = fresh_copy(model, adata, seed=own_seed)
-    with root_seed(own_seed):
-        copy.train(**{"train_size": 1.0, **(train_kwargs or {})})
+    copy = refit(model, adata, train_kwargs, own_seed)
     return thinned_density(
         copy,
         held,

@@ -187,7 +187,7 @@ def decision_table(
             "upper": upper,
             "p_positive": (effect > 0).mean(0) + 0.5 * (effect == 0).mean(0),
             "p_above": above,
-            "p_rope": 1 - above - below,
+            "p_rope": ((effect >= low) & (effect <= high)).mean(0),
             "p_below": below,
             "probability": best,
             "direction": np.where(above >= below, 1, -1),

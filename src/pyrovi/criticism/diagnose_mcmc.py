@@ -123,12 +123,30 @@ def approximation_checks(model: BaseModelClass) -> list[Check]:
                     (0.7, 1.0),
                     "The approximation misses parts of the posterior: use method='nuts', or check "
                     "it against SVI.",
-                )
+                ),
+                *_effective_draws(statistics),
             ]
     return [
         unavailable(
             "k-hat of the approximation",
             f"A {type(posterior).__name__} has no importance weights of its own. Compare with "
             "method='nuts'.",
+        )
+    ]
+
+
+def _effective_draws(statistics: Mapping[str, Any]) -> list[Check]:
+    if "importance_ess" not in statistics:
+        return []
+    distinct = statistics["num_distinct"]
+    return [
+        graded(
+            "effective number of weighted draws",
+            float(statistics["importance_ess"].min()),
+            (100, 50),
+            "Few of the approximation's draws carry the weight: raise num_draws_per_path or "
+            "num_paths, or use method='nuts'.",
+            detail=f"{int(distinct.min())} of {distinct.numel()} draws are distinct",
+            high_is_good=True,
         )
     ]

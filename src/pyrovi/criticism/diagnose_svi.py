@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovi._rng import generator, stream
+from pyrovi.criticism.diagnose_bound import bound_is_finite, plausible_bound
 from pyrovi.criticism.diagnose_rows import Check, graded, unavailable
 from pyrovi.model.amortization import amortization_gap
 from pyrovi.model.chains import num_chains
-from pyrovi.model.elbo_estimate import estimate_elbo
+from pyrovi.model.elbo_estimate import ElboEstimate, estimate_elbo
 from pyrovi.model.local_fit import local_fit
 from pyrovi.model.summary import chain_draws
 from pyrovi.module.ledger import Role
@@ -54,7 +55,12 @@ def svi_checks(
     if broken.verdict == "fail":
         return [broken]
     observations = judged_observations(model, max_observations, seed)
-    checks = [broken, _converged(model), *_bounds(model, observations, seed)]
+    training = estimate_elbo(model, indices=observations, seed=seed)
+    finite = bound_is_finite(model, training.value)
+    if finite.verdict == "fail":
+        return [broken, finite]
+    checks = [broken, finite, *plausible_bound(model, observations, training, seed)]
+    checks += [_converged(model), *_bounds(model, observations, training, seed)]
     checks.append(_restarts(model, align, seed))
     if model.sites.names(Role.LOCAL):
         checks.append(_collapse(model, observations, seed))
@@ -123,8 +129,12 @@ def _converged(model: BaseModelClass) -> Check:
     )
 
 
-def _bounds(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None) -> list[Check]:
-    training = estimate_elbo(model, indices=observations, seed=seed)
+def _bounds(
+    model: BaseModelClass,
+    observations: NDArray[np.intp],
+    training: ElboEstimate,
+    seed: int | None,
+) -> list[Check]:
     advice = "The bound itself is uncertain: average over more draws (estimate_elbo(num_samples=))."
     checks = [
         graded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Elpd:
     """An estimate of the expected log predictive density of the observations, in nats.
 
@@ -72,6 +73,16 @@ class Elpd:
         if self.approximation is not None:
             row |= {"evaluated": len(self.pointwise), "subsampling se": self.subsampling_se}
         return pd.DataFrame([row], index=pd.Index([self.kind], name="estimate"))
+
+    def __repr__(self) -> str:
+        table = self.summary().to_string(float_format="{:.2f}".format)
+        return "\n".join(
+            [f"{type(self).__name__} of {', '.join(self.sites)}", table, *self.notes()]
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.summary().to_html(float_format="{:.2f}".format)
+        return str(table) + "".join(f"<div>{escape(note)}</div>" for note in self.notes())
 
     def notes(self) -> list[str]:
         """What to mind, in words."""

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pyrovi._parallel import run_in_processes
-from pyrovi._rng import derive_seed, generator, root_seed
+from pyrovi._rng import derive_seed, generator
+from pyrovi._settings import settings as defaults
 from pyrovi.criticism.elpd import Elpd, observed_sites, total
 from pyrovi.criticism.leave_one_out import log_mean_exp
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import DataError, MissingKeyError, ModelError
-from pyrovi.model.copies import fresh_copy
 from pyrovi.model.draws import resolve_num_samples
 from pyrovi.model.marginal import marginal_log_likelihood
+from pyrovi.model.refit import refit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +72,8 @@ def held_out(
     ModelError
         If the model has not been trained, or no observations were kept apart.
     DataError
-        If training observations are asked for.
+        If training observations are asked for, be it in a copy of the model's own data: what has
+        their names and values is them.
 
     Notes
     -----
@@ -116,8 +119,8 @@ def cross_validate(
         Column of ``obs``, or one label for each observation: a group is never split between folds,
         so that what is estimated is the prediction for a *new* donor, batch, ...
     train_kwargs
-        Arguments of :meth:`train`. By default a copy is trained on all observations outside its
-        fold (``train_size=1``).
+        Arguments of :meth:`train`, e.g. ``{"method": "nuts"}``. SVI trains a copy on all
+        observations outside its fold (``train_size=1``) unless they divide them.
     num_samples, num_inner, batch_size
         As in :func:`held_out`.
     num_workers
@@ -146,24 +149,21 @@ def cross_validate(
     adata, n_obs = model.adata, model.adata_manager.n_obs
     labels = None if groups is None else _labels(adata, groups, n_obs)
     folds = make_folds(n_obs, num_folds, labels, seed=seed)
-    arguments = {"train_size": 1.0, **(train_kwargs or {})}
     query: dict[str, Any] = {
         "num_samples": num_samples,
         "num_inner": num_inner,
         "batch_size": batch_size,
     }
 
-    def refit(fold: int) -> pd.DataFrame:
+    def of_fold(fold: int) -> pd.DataFrame:
         own_seed = derive_seed("fold", fold, seed=seed)
         outside = np.flatnonzero(folds != fold)
-        copy = fresh_copy(model, adata[outside].copy(), seed=own_seed)
-        with root_seed(own_seed):
-            copy.train(**arguments)
+        copy = refit(model, adata[outside].copy(), train_kwargs, own_seed)
         held = adata[np.flatnonzero(folds == fold)]
         draws = marginal_log_likelihood(copy, adata=held, seed=own_seed, **query)
         return _density(draws).assign(fold=fold)
 
-    parts = run_in_processes(refit, range(num_folds), num_workers)
+    parts = run_in_processes(of_fold, range(num_folds), num_workers)
     settings = {**query, "num_folds": num_folds, "grouped": groups is not None}
     # the parts come fold after fold; back to the order of the data
     order = np.argsort(np.argsort(folds, kind="stable"), kind="stable")
@@ -242,6 +242,7 @@ def _held_out_positions(model: BaseModelClass, adata: Any, indices: Any) -> np.n
         )
     own = adata is None or (model._adata_manager is not None and adata is model.adata)
     if not own:
+        _refuse_seen(model, adata, indices)
         return None if indices is None else np.asarray(indices)
     sets = (model.validation_indices, model.test_indices)
     apart = [np.asarray(part) for part in sets if part is not None and len(part)]
@@ -261,6 +262,42 @@ def _held_out_positions(model: BaseModelClass, adata: Any, indices: Any) -> np.n
             "loo(model) or cross_validate(model)."
         )
     return positions
+
+
+def _refuse_seen(model: BaseModelClass, adata: Any, indices: Any) -> None:
+    """Refuse training observations in copies and subsets of the model's own data."""
+    trained = model.train_indices
+    if model._adata_manager is None or trained is None or not len(trained):
+        return
+    manager = model.manager_of(adata)
+    positions = resolve_indices(indices, manager.n_obs)
+    names = model.adata_manager.obs_names[np.asarray(trained)]
+    if not names.is_unique:
+        return
+    match = names.get_indexer(manager.obs_names[positions])
+    common = match >= 0
+    mine, theirs = np.asarray(trained)[match[common]], positions[common]
+    if len(mine) and _same_values(model, mine, adata, theirs):
+        raise DataError(
+            f"{len(mine)} of the {len(positions)} observations were trained on: they have the "
+            f"names (e.g. {str(names[match[common][0]])!r}) and the values of training "
+            "observations. Expected new ones: leave adata= out to score those that were kept "
+            "apart, use loo(model) or cross_validate(model), or, if they are other observations "
+            "that happen to be the same, give them names of their own (obs_names)."
+        )
+
+
+def _same_values(model: BaseModelClass, mine: np.ndarray, adata: Any, theirs: np.ndarray) -> bool:
+    """Whether all tensors agree; numbered names alone do not make observations the same."""
+    size = defaults.batch_size
+    loaders = (model.loader(None, mine)[2], model.loader(adata, theirs)[2])
+    for one, two in zip(*(loader(size) for loader in loaders), strict=True):
+        pairs = ((one[key], two[key]) for key in model.registry["field_registries"] if key in one)
+        if not all(
+            a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
+        ):
+            return False
+    return True
 
 
 def _density(draws: xr.Dataset) -> pd.DataFrame:

@@ -38,7 +38,7 @@ _NEGLIGIBLE = 1.0
 """Bias of the sum (nats) that needs no mention."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LOO(Elpd):
     r"""Result of :func:`loo`.
 
@@ -315,6 +315,7 @@ def _pointwise(likelihood: xr.DataArray, draws: xr.Dataset) -> tuple[pd.DataFram
     table["inner_bias"] = 0.0
     if "khat" in draws:
         table["inner_khat"] = draws["khat"].values
-        # the mean of 1 / (mean of K weights) exceeds 1 / (mean weight) by its relative variance
-        table["inner_bias"] = 1 / draws["ess"].values - 1 / draws.attrs["num_inner"]
+        # the mean of 1 / (mean of K weights) exceeds 1 / (mean weight) by its relative variance;
+        # each draw counts by its leave-one-out weight
+        table["inner_bias"] = (np.exp(weights) * draws["mcse"].values ** 2).sum(0)
     return table, threshold

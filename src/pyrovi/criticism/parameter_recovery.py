@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
     from pyrovi.model.base import BaseModelClass
 
+_SHOWN = 8
+"""Largest number of sites in the short form of a result."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Recovery:
     """True values beside their posteriors.
 
@@ -52,6 +55,32 @@ class Recovery:
     def summary(self) -> pd.DataFrame:
         """The table."""
         return self.table
+
+    @property
+    def verdict(self) -> str:
+        """How many true values the widest intervals hold, in a sentence."""
+        p = max(self.probabilities)
+        count = self.table["values"]
+        inside = (self.table[f"coverage_{100 * p:g}"] * count).sum()
+        return (
+            f"{inside:.0f} of {count.sum()} true values lie in their central {p:.0%} intervals "
+            f"({p * count.sum():.0f} expected)"
+        )
+
+    def __repr__(self) -> str:
+        table = self.table.head(_SHOWN).to_string(float_format="{:.3g}".format)
+        return "\n".join(
+            [f"Recovery of {len(self.table)} sites: {self.verdict}", table, *self._rest]
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.table.head(_SHOWN).to_html(float_format="{:.3g}".format)
+        return f"<div>{self.verdict}</div>{table}" + "".join(f"<div>{t}</div>" for t in self._rest)
+
+    @property
+    def _rest(self) -> list[str]:
+        more = len(self.table) - _SHOWN
+        return [f"and {more} more; see .table"] if more > 0 else []
 
     def plot(self, sites: str | Sequence[str] | None = None) -> Figure:
         """Estimates against truth, and z-scores against contraction.

@@ -44,6 +44,7 @@ def plot_mean_variance(checks: PredictiveChecks) -> Figure:
             left.set(xscale="log", yscale="log")
             ends = np.array([mean[kept].min(), mean[kept].max()])
             left.plot(ends, ends, ":", color=NEUTRAL, linewidth=1.3, label="variance = mean")
+            _plain_ticks(left)
         left.set(title="Variance and mean of each variable")
         left.set(xlabel="Mean over observations", ylabel="Variance over observations")
         left.legend(loc="upper left")
@@ -75,6 +76,7 @@ def plot_zero_fraction(checks: PredictiveChecks) -> Figure:
         )  # fmt: skip
         if (mean > 0).all():
             left.set_xscale("log")
+            _plain_ticks(left)
         left.set(title="Zeros and mean of each variable", ylim=(-0.03, 1.03))
         left.set(xlabel="Mean over observations", ylabel="Fraction of observations that are zero")
         left.legend(loc="lower left")
@@ -164,13 +166,14 @@ def _against_observed(
 
 def _plain_ticks(axes: Axes) -> None:
     """Write the ticks of a short logarithmic axis as plain numbers, few enough not to collide."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() != "log":
             continue
         low, high = axis.get_view_interval()
         if low > 0 and high / low < 200:
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            few = MaxNLocator(5) if high / low < 4 else LogLocator(subs=(1, 2, 5))
+            axis.set_major_locator(few)
             axis.set_major_formatter(ScalarFormatter())
             axis.set_minor_formatter(NullFormatter())

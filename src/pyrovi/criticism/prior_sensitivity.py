@@ -20,7 +20,7 @@ from pyrovi.module.ledger import Role
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.pareto import khat_threshold
 from pyrovi.posterior.power_scaling import power_scaling_sensitivity
-from pyrovi.posterior.prior_density import SHARED, prior_parents
+from pyrovi.posterior.prior_density import SHARED, prior_parents, top_level_priors
 from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def _scaled_priors(
     parents = prior_parents(model.module, example_on_device(model, manager))
     top = [name for name, above in parents.items() if not above]
     if priors is None:
-        return top
+        return top_level_priors(model.module, example_on_device(model, manager))
     chosen = [priors] if isinstance(priors, str) else list(priors)
     for name in chosen:
         if name not in parents:

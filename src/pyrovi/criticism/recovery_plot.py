@@ -30,7 +30,7 @@ def plot_recovery(recovery: Recovery, sites: Sequence[str] | None = None) -> Fig
     Parameters
     ----------
     recovery
-        Result of :func:`~pyrovi.criticism.parameter_recovery.recovery`.
+        Result of :func:`~pyrovi.criticism.recovery`.
     sites
         Sites whose estimates are shown; ``None`` for the first three.
 

@@ -41,7 +41,7 @@ def stream_replicated(
     Parameters
     ----------
     model, num_samples, prior, adata, indices, batch_size, seed
-        As in :func:`~pyrovi.criticism.predictive.posterior_predictive_checks`.
+        As in :func:`~pyrovi.criticism.posterior_predictive_checks`.
     site
         The observed site.
 

@@ -96,22 +96,22 @@ def _predictive(subject: Subject, name: str) -> PredictiveChecks:
     statistics = ["moments", "extremes"]
     if is_counts(subject.model.sites[name]):
         statistics.append("frequencies")
-    rows = _rows(subject, subject.num_samples)
+    draws = subject.at_most(subject.num_samples)
+    rows = _rows(subject, draws)
     return posterior_predictive_checks(
         subject.model,
         name,
         statistics=statistics,
-        num_samples=subject.num_samples,
+        num_samples=draws,
         indices=rows,
         seed=subject.seed,
     )
 
 
 def _pit(subject: Subject, name: str) -> PredictivePIT:
-    rows = _rows(subject, _PIT_DRAWS)
-    return predictive_pit(
-        subject.model, name, num_samples=_PIT_DRAWS, indices=rows, seed=subject.seed
-    )
+    draws = subject.at_most(_PIT_DRAWS)
+    rows = _rows(subject, draws)
+    return predictive_pit(subject.model, name, num_samples=draws, indices=rows, seed=subject.seed)
 
 
 def _rows(subject: Subject, draws: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from pyrovi.criticism.diagnosis import Diagnosis, diagnose
 from pyrovi.criticism.elpd import observed_sites
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
+from pyrovi.model.draws import resolve_num_samples
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.alignment import Symmetry
 
@@ -161,8 +162,12 @@ class Subject:
     def draws(self, most: int) -> tuple[int, int]:
         """Draws of the globals and, for each, of the locals, where these are integrated out."""
         if not self.has_locals:
-            return most, 1
-        return (min(most, 200), 50) if self.has_globals else (1, 1000)
+            return self.at_most(most), 1
+        return (self.at_most(min(most, 200)), 50) if self.has_globals else (1, 1000)
+
+    def at_most(self, draws: int) -> int:
+        """A number of draws, or that of the stored ones if they are fewer."""
+        return resolve_num_samples(self.model, None, draws)
 
     @cached_property
     def num_diagnosed(self) -> int:

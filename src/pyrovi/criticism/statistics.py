@@ -294,6 +294,32 @@ class Additive(Statistic):
         self._sum: Tensor | None = None
 
     def update(self, values: Tensor, minibatch: Minibatch) -> None:
+        found = self._evaluate(values, minibatch)
+        if self._sum is None and minibatch.n > 1:
+            self._check_additive(found, values, minibatch)
+        found = found.double().cpu()
+        self._sum = found if self._sum is None else self._sum + found
+
+    def _check_additive(self, whole: Tensor, values: Tensor, minibatch: Minibatch) -> None:
+        """A mean or a range of a minibatch, summed over minibatches, would be nonsense."""
+        half = minibatch.n // 2
+        parts = [
+            self._evaluate(values[:, rows], _rows(minibatch, rows))
+            for rows in (slice(None, half), slice(half, None))
+        ]
+        total = parts[0].double() + parts[1].double()
+        if total.shape != whole.shape or not torch.allclose(
+            total, whole.double(), rtol=1e-3, atol=1e-6, equal_nan=True
+        ):
+            raise ModelError(
+                f"The statistic {self.name!r} of {minibatch.n} observations is not the sum of "
+                f"those of the first {half} and of the others, so it cannot be added up over "
+                "minibatches. Return sums over the observations (and divide afterwards), or write "
+                "a subclass of pyrovi.criticism.Statistic, whose result() is computed when all have "
+                "been seen."
+            )
+
+    def _evaluate(self, values: Tensor, minibatch: Minibatch) -> Tensor:
         found = torch.as_tensor(self.function(values, minibatch))
         if found.ndim == 0 or len(found) != len(values):
             raise ModelError(
@@ -301,13 +327,21 @@ class Additive(Statistic):
                 f"{len(values)} draws. Expected one value, or one array, per draw: shape "
                 f"({len(values)}, ...). The values have shape (draws, observations, variables)."
             )
-        found = found.double().cpu()
-        self._sum = found if self._sum is None else self._sum + found
+        return found
 
     def result(self) -> dict[str, Summary]:
         assert self._sum is not None
         dims = tuple(f"{self.name}_dim_{i}" for i in range(self._sum.ndim - 1))
         return {self.name: Summary(dims, self._sum)}
+
+
+def _rows(minibatch: Minibatch, rows: slice) -> Minibatch:
+    """Some of the observations of a minibatch."""
+    tensors = {
+        name: tensor[rows] if tensor.shape[:1] == (minibatch.n,) else tensor
+        for name, tensor in minibatch.tensors.items()
+    }
+    return minibatch.replace(tensors=tensors, indices=minibatch.indices[rows])
 
 
 def draw_chunks(values: Tensor) -> Iterator[Tensor]:

@@ -62,7 +62,7 @@ def figure(
     ------
     tuple
         The figure and its axes, row by row. The figure belongs to nobody else: pyplot does not
-        know it, so that many figures leave nothing behind.
+        know it, so that many figures leave nothing behind. Notebooks show either as a value.
 
     Raises
     ------
@@ -70,10 +70,12 @@ def figure(
         If matplotlib is not installed.
     """
     matplotlib = require("matplotlib", "plots")
-    figures = require("matplotlib.figure", "plots")
+    from pyrovi.criticism.shown import ShownAxes, ShownFigure
+
     with matplotlib.rc_context(_STYLE):
-        made = figures.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        yield made, list(made.subplots(rows, columns, squeeze=False).ravel())
+        made = ShownFigure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        grid = made.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": ShownAxes})
+        yield made, list(grid.ravel())
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class FieldSpec:
         arguments: dict[str, Any] = {}
         if spec.place in ("layer", "total", "obsm", "varm"):
             arguments["is_count_data"] = spec.kind == "counts"
+            if spec.place == "layer":  # whether a row of zeros is a fault, the story's author knows
+                arguments["allow_empty_obs"] = True
         elif kind in (ColumnField, ArrayField):
             arguments["integers"] = spec.kind == "integers"
         if not is_mudata(data):
@@ -219,6 +221,8 @@ def guess_spec(name: str, data: Any) -> FieldSpec | None:
         return FieldSpec("layer")
     places: dict[Place, Any] = {"obs": data.obs, "layer": data.layers, "obsm": data.obsm}
     found: list[Place] = [place for place, mapping in places.items() if name in mapping]
+    if data.n_vars == 0 and found:  # a table: what a DataFrame or a dict of arrays has become
+        return FieldSpec("array", name)
     if len(found) > 1:
         raise DataError(
             f"{name!r} is in {' and in '.join(found)} of the data. Say which: "

@@ -14,6 +14,7 @@ from pyrovi.errors import ModelError
 from pyrovi.model import arviz_data, arviz_groups, arviz_stats
 from pyrovi.model.arviz_attributes import attributes
 from pyrovi.model.arviz_request import Request
+from pyrovi.model.draws import resolve_num_samples
 from pyrovi.model.posteriors import has_stored_locals, stored_rows
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.alignment import Symmetry
@@ -42,6 +43,10 @@ GROUPS = (
 """All groups that can be asked for, by the names of ArviZ's schema."""
 
 
+MAX_LIKELIHOOD = 2_000_000
+"""Most values of a log-likelihood that is exported without being asked for."""
+
+
 def to_arviz(
     model: BaseModelClass,
     sites: str | Sequence[str] | None = None,
@@ -51,7 +56,7 @@ def to_arviz(
     align: Mapping[str, Symmetry] | None = None,
     adata: Any = None,
     indices: Any = None,
-    groups: str | Sequence[str] = ("posterior", "constant_data"),
+    groups: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> Any:
@@ -76,7 +81,9 @@ def to_arviz(
         As in :meth:`sample_posterior`. Where the draws are of the latents of certain observations
         (MCMC with ``indices=``), ``None`` takes those.
     groups
-        Groups to fill; ``sample_stats`` comes with the posterior of MCMC without being asked for.
+        Groups to fill. ``None``: ``posterior`` and ``constant_data``, and ``log_likelihood`` (for
+        ``az.loo``) where it takes no integral over latents and is small. ``sample_stats`` comes
+        with the posterior of MCMC without being asked for.
 
         ``posterior``
             Draws of the sites.
@@ -124,7 +131,7 @@ def to_arviz(
     the Monte-Carlo error says nothing about the error of the approximation. R-hat needs several
     fits (``train(n_restarts=4)``).
     """
-    groups = _check_groups(groups)
+    groups = _default_groups(model, num_samples) if groups is None else _check_groups(groups)
     if align and "posterior" not in groups:
         raise ModelError("align= turns the posterior group, which groups= does not name; add it.")
     request = _request(model, adata, indices, num_samples, num_inner, batch_size, seed)
@@ -157,6 +164,17 @@ def to_arviz(
         groups = [*groups, "sample_stats"]
     made = {group: makers[group]() for group in groups}
     return to_container(made, attributes(model, request.manager, seed))
+
+
+def _default_groups(model: BaseModelClass, num_samples: int | None) -> list[str]:
+    groups = ["posterior", "constant_data"]
+    roles = (Role.LOCAL, Role.ENUMERATED)
+    sites = model.sites
+    terms = [n for n in sites.names(Role.OBSERVED, Role.FACTOR) if sites[n].is_local]
+    size = resolve_num_samples(model, num_samples) * int(model.summary_stats.n_obs)
+    if sites.names(Role.GLOBAL) and terms and not sites.names(*roles) and size <= MAX_LIKELIHOOD:
+        groups.append("log_likelihood")
+    return groups
 
 
 def _check_groups(groups: str | Sequence[str]) -> list[str]:

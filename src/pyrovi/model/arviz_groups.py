@@ -20,7 +20,7 @@ from pyrovi.posterior.arviz import with_chain
 from pyrovi.posterior.coordinates import unconstrained, unconstrained_dims
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.point_estimates import model_parameters
-from pyrovi.posterior.prior_density import prior_parents
+from pyrovi.posterior.prior_density import top_level_priors
 from pyrovi.posterior.unconstrained import refuse_sites
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ def log_prior(request: Request) -> xr.Dataset:
     pooling is. :meth:`log_prior` of the model has those too.
     """
     model, manager = request.model, request.manager
-    parents = prior_parents(model.module, example_on_device(model, manager))
-    top = [name for name, above in parents.items() if not above]
+    top = top_level_priors(model.module, example_on_device(model, manager))
     made = request.by_chain(
         lambda seed: query_log_prior(
             model, top or None, num_samples=request.num_samples, adata=manager, seed=seed

@@ -21,6 +21,7 @@ from pyrovi.errors import ModelError, NotSetUpError
 from pyrovi.model import (
     amortization,
     arviz_export,
+    copies,
     discrete,
     elbo_estimate,
     evidence,
@@ -328,6 +329,7 @@ class BaseModelClass(ABC):
     posterior_predictive = queries.posterior_predictive
     sample_prior = queries.sample_prior
     simulate = simulation.simulate
+    fresh_copy = copies.fresh_copy
     log_likelihood = queries.log_likelihood
     marginal_log_likelihood = marginal.marginal_log_likelihood
     log_prior = log_prior.log_prior

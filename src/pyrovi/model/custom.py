@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from pyrovi._rng import stream
@@ -16,12 +17,15 @@ from pyrovi.data.specs import FieldSpec, guess_spec
 from pyrovi.data.tabular import as_annotated, is_plain
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.methods import is_fitted_by_svi
 from pyrovi.model.start import can_start_near
 from pyrovi.module.autoguides import copy_pair
 from pyrovi.module.base import PyroBaseModule, local_params
+from pyrovi.module.guides import StoryGuide
+from pyrovi.module.ledger import Role
 from pyrovi.module.story import StoryModule, made_story, story_name, tensor_names
 
-FEW = 2048
+FEW = 10_000
 """Up to so many observations are one minibatch where nothing is amortised."""
 
 MANY = 100
@@ -196,27 +200,69 @@ class PyroModel(BaseModelClass):
     def _training_defaults(
         self, max_epochs: int | None, options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        from pyrovi.train.converge import convergence_defaults
+        from pyrovi.train.converge import convergence_defaults, slow_and_steady
 
         n_obs = self.adata_manager.n_obs
         size = options.get("batch_size", "default")
+        guide = self.module.guide
+        amortised = isinstance(guide, StoryGuide) and guide.is_amortised
         if size == "default":
-            size = n_obs if n_obs <= FEW else settings.batch_size
-        near = not self.is_trained and can_start_near(self)
+            size = n_obs if n_obs <= FEW and not amortised else settings.batch_size
+        near = not is_fitted_by_svi(self) and can_start_near(self)
         defaults = convergence_defaults(self.module, n_obs, size, near=near)
-        if defaults:
-            defaults["start"] = "pathfinder" if near else None
+        if not defaults:
+            defaults = slow_and_steady(self.module, n_obs, size, near=near)
+        if near:
+            defaults["start"] = "pathfinder"
+        if not amortised:
             defaults["batch_size"] = size
-        else:
-            defaults["early_stopping"] = n_obs >= MANY and "train_size" not in options
-            defaults.setdefault("train_size", None if n_obs >= MANY else 1.0)
+        elif n_obs >= MANY:
+            defaults["early_stopping"] = "train_size" not in options
+            defaults["train_size"] = None
+        if max_epochs is not None:
+            defaults["max_epochs"] = max_epochs
+        if amortised:
+            defaults["plan_kwargs"]["n_epochs_kl_warmup"] = defaults["max_epochs"] // 5
         if "lr" in options or "plan_kwargs" in options:
             defaults.pop("plan_kwargs", None)
         if options.get("datasplitter_kwargs"):
             defaults.pop("train_size", None)
-        if max_epochs is not None:
-            defaults["max_epochs"] = max_epochs
         return defaults
+
+    def posterior_predictive(self, sites: Any = None, *, adata: Any = None, **options: Any) -> Any:
+        """As :meth:`BaseModelClass.posterior_predictive`.
+
+        New data of a DataFrame or dict of arrays need not have what the story observes, if no
+        latent is inferred from it: a regression predicts outcomes for covariates alone.
+
+        Parameters
+        ----------
+        sites, adata, options
+            As there.
+        """
+        if is_plain(adata):
+            adata = self._with_outcomes(as_annotated(adata))
+        return super().posterior_predictive(sites, adata=adata, **options)
+
+    def _with_outcomes(self, adata: Any) -> Any:
+        """The data with columns in the place of observed ones that they lack."""
+        if any(self.sites[name].is_local for name in self.sites.names(Role.LOCAL, Role.ENUMERATED)):
+            return adata  # the outcomes tell about latents
+        for name in self.sites.names(Role.OBSERVED):
+            entry = self.registry["field_registries"].get(name)
+            if entry is None or entry["data_registry"].get("attr_name") not in ("obs", "obsm"):
+                continue
+            key = entry["data_registry"]["attr_key"]
+            if key in adata.obs or key in adata.obsm:
+                continue
+            shape = entry["tensor"]["shape"]
+            if "categorical_mapping" in entry["state_registry"]:
+                adata.obs[key] = entry["state_registry"]["categorical_mapping"][0]
+            elif entry["data_registry"]["attr_name"] == "obs":
+                adata.obs[key] = np.ones(adata.n_obs)
+            else:
+                adata.obsm[key] = np.ones((adata.n_obs, *shape))
+        return adata
 
     def manager_of(self, adata: Any) -> AnnDataManager:
         """Manager of the data of a query; a DataFrame or dict of arrays will do as well.

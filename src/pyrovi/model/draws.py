@@ -28,8 +28,8 @@ GUIDE_DRAWS = 250
 
 
 def warn_if_untrained(model: BaseModelClass) -> None:
-    """Say that a query of the posterior asks a guide that has not been fitted."""
-    if not model.is_trained:
+    """Say that a query of the posterior asks a guide that has not been fitted, but could be."""
+    if not model.is_trained and any(p.requires_grad for p in model.module.parameters()):
         warnings.warn(
             f"This {type(model).__name__} is not trained: the answer comes from the initial "
             "parameters. Call train() first.",

@@ -83,6 +83,8 @@ def decode(value: Any) -> Any:
         )
     try:
         return decoder(value)
+    except SaveLoadError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise SaveLoadError(
             f"The file holds a damaged {kind}: {type(error).__name__} {error}. Take another copy."

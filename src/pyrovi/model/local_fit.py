@@ -94,7 +94,7 @@ def local_fit(
         batch_size=batch_size,
         seed=seed,
     ):
-        parts.append((*diagnose_weights(weights), log_mean(weights).mean(0)))
+        parts.append((*diagnose_weights(weights)[:2], log_mean(weights).mean(0)))
     khat, ess, marginal = (np.concatenate(part) for part in zip(*parts, strict=True))
     threshold = khat_threshold(num_inner)
     return pd.DataFrame(

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from pyrovi.data import AnnDataManager
     from pyrovi.model.base import BaseModelClass
 
-DIAGNOSED_DRAWS = 10
-"""Most draws of the globals whose importance weights are diagnosed."""
+DIAGNOSED_DRAWS = 100
+"""Most draws of the globals, evenly spread, whose weights a Pareto distribution is fitted to."""
+
+WORST = 0.05
+"""Share of the draws of the globals whose importance weights may be worse than is told."""
 
 
 def marginal_log_likelihood(
@@ -45,12 +48,12 @@ def marginal_log_likelihood(
     .. math:: \log \frac1K \sum_k \frac{p(x_n, z_{snk} \mid g_s)}{q(z_{snk} \mid x_n, g_s)}
               \;\approx\; \log p(x_n \mid g_s)
 
-    with draws :math:`z_{snk}` of the guide (after MCMC, of a normal distribution with the moments
-    of the stored draws, a little wider). Each value is in expectation a lower bound of
-    :math:`\log p(x_n \mid g_s)`, which tightens as ``num_inner`` grows; every observation has its
-    own weights, and the plate's ``N / n`` is no part of them. This is what cross-validation of a
-    model with local latents needs: the likelihood *given* an observation's own latents has been
-    fitted to that observation.
+    with draws :math:`z_{snk}` of the guide (after MCMC, of normal distributions matched to the
+    stored draws: of the locals given the globals, if these are few, and a little wider). Each value
+    is in expectation a lower bound of :math:`\log p(x_n \mid g_s)`, which tightens as
+    ``num_inner`` grows; every observation has its own weights, and the plate's ``N / n`` is no part
+    of them. This is what cross-validation of a model with local latents needs: the likelihood
+    *given* an observation's own latents has been fitted to that observation.
 
     A model without local latents needs no integral: the values are its log-likelihood. Enumerated
     sites are summed out exactly.
@@ -69,9 +72,11 @@ def marginal_log_likelihood(
     -------
     xarray.Dataset
         ``log_likelihood`` with dimensions ``draw`` and ``obs``, in nats. If there are local latents
-        also, for each observation, ``khat`` and ``ess``: the Pareto shape and the effective number
-        of its importance weights (the median over at most 10 draws of the globals); where ``khat``
-        exceeds the attribute ``khat_threshold`` the integral is not to be relied on.
+        also ``mcse``, the Monte-Carlo standard error of each of these values, and, for each
+        observation, ``khat`` and ``ess``: the Pareto shape and the effective number of its
+        importance weights. They are those that 5 % of the draws of the globals exceed, or fall
+        short of: an integral that fails for some draws spoils what is averaged over them. Where
+        ``khat`` exceeds the attribute ``khat_threshold`` it is not to be relied on.
 
     Raises
     ------
@@ -90,7 +95,7 @@ def marginal_log_likelihood(
     Burda, Grosse, Salakhutdinov: Importance weighted autoencoders. ICLR (2016).
     """
     manager, positions, _ = model.loader(adata, indices)
-    likelihoods, khats, sizes = [], [], []
+    likelihoods, khats, sizes, errors = [], [], [], []
     has_locals = bool(model.sites.names(Role.LOCAL))
     for weights in local_weights(
         model,
@@ -103,12 +108,14 @@ def marginal_log_likelihood(
     ):
         likelihoods.append(log_mean(weights))
         if has_locals:
-            khat, ess = diagnose_weights(weights)
+            khat, ess, mcse = diagnose_weights(weights)
             khats.append(khat)
             sizes.append(ess)
+            errors.append(mcse)
     arrays = {"log_likelihood": np.concatenate(likelihoods, -1)}
     attrs: dict[str, Any] = {"kind": "conditional"}
     if has_locals:
+        arrays["mcse"] = np.concatenate(errors, -1)
         arrays |= {"khat": np.concatenate(khats), "ess": np.concatenate(sizes)}
         attrs = {
             "kind": "importance-weighted marginal",
@@ -168,14 +175,31 @@ def log_mean(log_weights: Tensor) -> np.ndarray:
     return values
 
 
-def diagnose_weights(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto shape and effective number of the weights of each observation, each of shape ``(n,)``.
+def diagnose_weights(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pareto shape, effective number, and Monte-Carlo error of the log mean weight.
 
-    Medians over at most :data:`DIAGNOSED_DRAWS` draws of the globals.
+    Parameters
+    ----------
+    log_weights
+        Shape ``(S, K, n)``.
+
+    Returns
+    -------
+    tuple
+        The first two of each observation, ``(n,)``, in the worst 5 % of the draws of the globals
+        (of 100 of them for the first); the errors of all, ``(S, n)``.
     """
-    diagnosed = log_weights[:DIAGNOSED_DRAWS].transpose(0, 1).cpu().numpy()
-    _, khat = psis(diagnosed)
-    return np.median(khat, 0), np.median(importance_ess(diagnosed), 0)
+    weights = log_weights.transpose(0, 1).cpu().numpy()
+    count = weights.shape[1]
+    spread = np.unique(np.linspace(0, count - 1, min(count, DIAGNOSED_DRAWS)).astype(int))
+    _, khat = psis(weights[:, spread])
+    ess = importance_ess(weights)
+    mcse = np.sqrt(np.maximum(1 / ess - 1 / len(weights), 0.0))
+    return _upper(khat), -_upper(-ess), mcse
+
+
+def _upper(values: np.ndarray) -> np.ndarray:
+    return np.asarray(np.quantile(values, 1 - WORST, axis=0, method="lower"))
 
 
 def refuse_point_locals(model: BaseModelClass, manager: AnnDataManager | None = None) -> None:
@@ -216,10 +240,12 @@ def _labelled(
     attrs: dict[str, Any],
 ) -> xr.Dataset:
     coords = model.coords(manager, positions)
-    values = arrays.pop("log_likelihood")
+    of_draws: dict[str, np.ndarray] = {"log_likelihood": arrays.pop("log_likelihood")}
+    if "mcse" in arrays:
+        of_draws["mcse"] = arrays.pop("mcse")
     row = {
         name: Site(name, Role.OBSERVED, (), (OBS_PLATE,), (OBS_PLATE,), 0)
-        for name in ("log_likelihood", *arrays)
+        for name in (*of_draws, *arrays)
     }
-    result = label({"log_likelihood": values}, row, coords, leading={"draw": None}, attrs=attrs)
+    result = label(of_draws, row, coords, leading={"draw": None}, attrs=attrs)
     return result.assign(label(arrays, row, coords)) if arrays else result

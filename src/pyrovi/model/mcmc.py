@@ -11,7 +11,7 @@ import torch
 from pyrovi._parallel import run_in_processes
 from pyrovi._rng import derive_seed, stream
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.errors import TrainingError
+from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.model.mcmc_checks import warn_of_problems
 from pyrovi.model.mcmc_progress import ChainProgress
 from pyrovi.model.methods import all_at_once, is_fitted_by_svi, make_potential, stored
@@ -27,6 +27,8 @@ from pyrovi.posterior.vectorise import map_draws
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+
+__all__ = ["fit_nuts"]
 
 DENSE = 50
 """Largest dimension with a dense mass matrix unless told otherwise."""
@@ -174,10 +176,10 @@ def _start(
     if init == "guide":
         draws = guide_draws(model, potential, minibatch, count)
     else:
-        draws = pathfinder_draws(potential, num_samples=count, function=function)[0]
+        draws = pathfinder_draws(potential, num_samples=count, function=function).draws
     finite = [draw for draw in draws if _is_finite(function, draw)][:num_chains]
     if len(finite) < num_chains:
-        raise TrainingError(
+        raise InferenceError(
             f"Only {len(finite)} of {count} draws of the {init} have a finite density under the "
             f"model, too few for {num_chains} chains. Use init='random'."
         )

@@ -64,13 +64,21 @@ def train_by(model: BaseModelClass, method: str, options: Mapping[str, Any]) -> 
     if unknown := [option for option in options if option not in {*known, *_FOR_ALL}]:
         raise TrainingError(
             f"train(method={method!r}) does not take {', '.join(map(repr, unknown))}. Its options "
-            f"are: {', '.join(known)}."
+            f"are: {', '.join(known)}.{_instead(unknown, known)}"
         )
     model.adata_manager.validate()
     taken = {option: value for option, value in options.items() if option in known}
     with _guide_in_place(model):
         posterior, positions = function(model, **taken)
         _install(model, method, posterior, positions)
+
+
+def _instead(unknown: list[str], known: list[str]) -> str:
+    """What to say of options that other methods have under another name."""
+    several = [name for name in ("num_chains", "num_starts", "num_paths") if name in known]
+    if "n_restarts" not in unknown or not several:
+        return ""
+    return f" In the place of n_restarts it has {several[0]}."
 
 
 def changed_options(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pyrovi._rng import derive_seed
-from pyrovi.errors import TrainingError
+from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.model.methods import (
     all_at_once,
     make_potential,
@@ -24,6 +24,8 @@ from pyrovi.posterior.potential import Potential
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+
+__all__ = ["fit_laplace", "fit_map"]
 
 
 def fit_map(
@@ -68,7 +70,7 @@ def fit_map(
     """
     positions, minibatch = all_at_once(model, indices)
     potential = make_potential(model, minibatch, "map", jacobian=False)
-    best = _best(potential, num_starts, max_iterations)
+    best = best_mode(potential, num_starts, max_iterations)
     if not best.converged:
         warnings.warn(
             f"No run of the optimiser has converged ({best.message}). If a scale goes to zero (or "
@@ -110,14 +112,14 @@ def fit_laplace(
     ------
     ModelError
         If there are local latents.
-    TrainingError
+    InferenceError
         If the optimiser does not converge, or the density is not curved in all directions there.
     """
     refuse_locals(model, "laplace")
     positions, minibatch = all_at_once(model, indices)
     potential = make_potential(model, minibatch, "laplace")
-    best = _best(potential, num_starts, max_iterations)
-    mode, factor = _refined(potential, best)
+    best = best_mode(potential, num_starts, max_iterations)
+    mode, factor = refined_mode(potential, best)
     # the precision of what the model computes in, as for stored draws
     like = stored(model, potential, minibatch, mode[None, None], positions)
     dtype = like.value(potential.names[0]).dtype
@@ -129,7 +131,16 @@ def fit_laplace(
     return NormalPosterior(loc, scale_tril, sites), positions
 
 
-def _best(potential: Potential, num_starts: int, max_iterations: int) -> Optimum:
+def best_mode(potential: Potential, num_starts: int, max_iterations: int) -> Optimum:
+    """The best end of several runs of the optimiser.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    num_starts, max_iterations
+        As in :func:`fit_map`.
+    """
     if num_starts < 1:
         raise TrainingError(f"num_starts must be at least 1, got {num_starts}.")
     function = ValueAndGradient(potential)
@@ -142,7 +153,7 @@ def _best(potential: Potential, num_starts: int, max_iterations: int) -> Optimum
     return min(converged or ends, key=lambda end: end.value)
 
 
-def _refined(potential: Potential, best: Optimum) -> tuple[np.ndarray, np.ndarray]:
+def refined_mode(potential: Potential, best: Optimum) -> tuple[np.ndarray, np.ndarray]:
     """Mode by a few steps of Newton's method, and the factor of the covariance there."""
     position = best.position
     for _ in range(5):
@@ -155,7 +166,7 @@ def _refined(potential: Potential, best: Optimum) -> tuple[np.ndarray, np.ndarra
         if np.linalg.norm(np.linalg.solve(factor, step)) < 1e-8:
             break
     else:
-        raise TrainingError(
+        raise InferenceError(
             f"The optimiser has not come to a mode ({best.message}): Newton's method goes on from "
             "there. Raise max_iterations, or use method='pathfinder' or 'nuts', which need no mode."
         )

@@ -195,6 +195,7 @@ def restart_history(model: BaseModelClass, restart: int) -> dict[str, pd.DataFra
 
 
 def _check(model: BaseModelClass, n_restarts: int, options: Mapping[str, Any]) -> None:
+    from pyrovi.model.methods import is_fitted_by_svi
     from pyrovi.nn.freezing import describe_freezing
 
     if n_restarts < 1:
@@ -203,7 +204,8 @@ def _check(model: BaseModelClass, n_restarts: int, options: Mapping[str, Any]) -
         raise TrainingError(
             "Checkpoints are of one fit: use n_restarts=1 with ckpt_path or enable_checkpointing."
         )
-    if model.is_trained and len(model._restarts) != n_restarts:
+    fitted = is_fitted_by_svi(model)
+    if fitted and len(model._restarts) != n_restarts:
         held = f"{len(model._restarts)} restarts" if model._restarts else "one fit"
         raise TrainingError(
             f"This model is trained and holds {held}; {n_restarts} restarts would differ in "
@@ -238,8 +240,8 @@ def _refuse_equal_beginnings(model: BaseModelClass) -> None:
         raise TrainingError(
             f"Every restart would begin with the parameters of the {names[0]} that the model was "
             "made with, and agree for that reason alone. Give the class in the place of the object "
-            f"(pv.from_pyro({names[0]}, ...), or functools.partial({names[0]}, ...)): each fit then "
-            "makes one of its own."
+            f"(pv.from_pyro({names[0]}, ...), or functools.partial({names[0]}, ...)): each fit "
+            "then makes one of its own."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,7 @@ from pyrovi._settings import settings
 from pyrovi.data import AnnDataManager
 from pyrovi.data.fields import MuDataField, TotalField
 from pyrovi.data.fields.base import AnnDataField
+from pyrovi.data.fields.layer import carried_total
 from pyrovi.data.write_back import blank_copy, is_writable, write_field
 from pyrovi.errors import ModelError
 from pyrovi.model.draws import example_on_device, latent_sites, warn_if_untrained
@@ -83,11 +83,13 @@ def simulate(
         If an observed site is no registered field (its values have no place in the data), is drawn
         infinite or not a number, or a given value does not fit.
 
-    Warns
+    Notes
     -----
-    UserWarning
-        If a field that the model takes as known is computed from data that are now simulated: its
-        values change with them.
+    Totals that the model takes as known (:func:`pyrovi.fields.total`) of counts that are now
+    simulated are kept in a column of ``obs`` of the result (``pyrovi_total_X``, or
+    ``pyrovi_total_layers_<layer>``), where the field finds them: a fit of these data reads the
+    covariate that they were simulated with, not their own sums. What a story computes from the
+    counts itself cannot be kept: register it as a field.
     """
     if from_ not in ("prior", "posterior"):
         raise ModelError(f"from_ must be 'prior' or 'posterior', got {from_!r}.")
@@ -136,7 +138,7 @@ def simulate(
     for name, field in fields.items():
         state = manager.registry["field_registries"][field.registry_key]["state_registry"]
         write_field(made, field, state, arrays.pop(name), manager.adata)
-    _warn_of_computed_fields(manager, list(fields.values()))
+    _carry_totals(made, manager, list(fields.values()))
     truth = label(arrays, {name: drawn[name] for name in arrays}, model.coords(manager, positions))
     about = {"source": from_, "seed": settings.seed if seed is None else int(seed)}
     store_truth(made, truth, {**about, "model": type(model).__name__})
@@ -252,16 +254,13 @@ def _joined(parts: list[Any], site: Site) -> Any:
     return np.concatenate(parts, axis=axis)
 
 
-def _warn_of_computed_fields(manager: AnnDataManager, written: list[AnnDataField]) -> None:
+def _carry_totals(made: Any, manager: AnnDataManager, written: list[AnnDataField]) -> None:
+    """Keep the totals of values that are simulated now: they were the covariate."""
     places = {(f.mod_key, f.attr_name, str(f.attr_key)) for f in written}
     for field in manager.fields:
         plain = field.field if isinstance(field, MuDataField) else field
         place = (field.mod_key, field.attr_name, str(field.attr_key))
         if isinstance(plain, TotalField) and place in places:
-            warnings.warn(
-                f"The field {field.registry_key!r} is the row sums of {field.where}, which are "
-                "simulated now: a fit of these data will read their sums, not those that they were "
-                "simulated with. For recovery and calibration keep the totals in a column of obs, "
-                "and register that.",
-                stacklevel=3,
-            )
+            part = made if field.mod_key is None else made.mod[field.mod_key]
+            totals = np.asarray(manager.get_from_registry(field.registry_key), dtype=np.float64)
+            part.obs[carried_total(plain.layer)] = totals.ravel()

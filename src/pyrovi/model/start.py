@@ -11,7 +11,9 @@ import torch
 from pyrovi._rng import derive_seed, generator
 from pyrovi.errors import TrainingError
 from pyrovi.model.methods import all_at_once
+from pyrovi.model.modes import best_mode, refined_mode
 from pyrovi.module.guides import StoryGuide
+from pyrovi.module.guides.families import Point
 from pyrovi.posterior.compiled import ValueAndGradient
 from pyrovi.posterior.curvature import hessian
 from pyrovi.posterior.pathfinder import run_path
@@ -20,7 +22,9 @@ from pyrovi.posterior.potential import Potential
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
 
-MAX_DIM = 200
+__all__ = ["start_near_posterior"]
+
+MAX_DIM = 500
 """Largest number of coordinates: the covariance has the square of that."""
 
 MAX_ELEMENTS = 2**24
@@ -48,8 +52,9 @@ def start_near_posterior(model: BaseModelClass, indices: Any = None) -> None:
     """Put the guide where SVI has little left to do, if that is better than where it is.
 
     Candidates are the guide's own initial values, the best normal on a path of Pathfinder (Zhang et
-    al. 2022), and a normal around its mean with the curvature of the posterior there. The one with
-    the largest ELBO, as the guide's family can hold it, is taken.
+    al. 2022), a normal around its mean with the curvature of the posterior there, and Laplace's
+    approximation. The one with the largest ELBO, as the guide's family can hold it, is taken. A
+    guide of points takes the mode.
 
     Parameters
     ----------
@@ -60,6 +65,9 @@ def start_near_posterior(model: BaseModelClass, indices: Any = None) -> None:
     """
     guide = model.module.guide
     _, minibatch = all_at_once(model, indices)
+    if isinstance(guide.globals, Point):
+        _take_mode(guide, Potential(model.module, minibatch, jacobian=guide.globals.on_real_line))
+        return
     potential = Potential(model.module, minibatch)
     order = _order(potential, guide)
     function = ValueAndGradient(potential)
@@ -76,6 +84,13 @@ def start_near_posterior(model: BaseModelClass, indices: Any = None) -> None:
         like = next(guide.parameters())
         start = torch.as_tensor(best[0][order]).to(like)
         guide.globals.start_at(start, torch.as_tensor(best[1][np.ix_(order, order)]).to(like))
+
+
+def _take_mode(guide: Any, potential: Potential) -> None:
+    best = best_mode(potential, num_starts=2, max_iterations=2000)
+    like = next(guide.parameters())
+    order = _order(potential, guide)
+    guide.globals.start_at(torch.as_tensor(best.position[order]).to(like))
 
 
 def _dim(guide: Any) -> int:
@@ -98,6 +113,12 @@ def _candidates(potential: Potential, function: ValueAndGradient) -> Iterator[No
     curvature = hessian(potential, path.mean)
     if _is_covariance(curvature):
         yield path.mean, np.linalg.inv(curvature)
+    try:
+        best = best_mode(potential, num_starts=2, max_iterations=2000)
+        mode, factor = refined_mode(potential, best)
+    except TrainingError:
+        return  # there is no mode, or no curvature at it: one candidate fewer
+    yield mode, factor @ factor.T
 
 
 def _is_covariance(matrix: np.ndarray) -> bool:

@@ -57,7 +57,7 @@ def summary(
     align
         Dimension -> ``"rotation"``, ``"permutation"`` or ``"sign"``: what the model cannot tell of
         its factors; every draw is turned to match the others (see
-        :func:`~pyrovi.posterior.alignment.align`).
+        :func:`~pyrovi.posterior.align`).
     adata, indices, seed
         As in :meth:`sample_posterior`.
 
@@ -152,7 +152,7 @@ def aligned(draws: xr.Dataset, dim: str, symmetry: Symmetry) -> xr.Dataset:
     dim
         The dimension of the factors; all sites that have it turn together.
     symmetry
-        See :func:`~pyrovi.posterior.alignment.align`.
+        See :func:`~pyrovi.posterior.align`.
 
     Raises
     ------

@@ -171,7 +171,6 @@ def train(
         accelerator,
     )
     before, last_record = model.module.posterior, model._training
-    model.module.use_posterior(None)  # queries are of the guide again, if training starts
     if n_restarts != 1:
         options = {
             "max_epochs": max_epochs,
@@ -189,6 +188,7 @@ def train(
         }
         split = [data.train_idx, data.val_idx, data.test_idx]
         train_restarts(model, n_restarts, num_workers, split, options)
+        model.module.use_posterior(None)
         return
     if model._restarts:
         drop_restarts(model)
@@ -212,6 +212,7 @@ def train(
     model.train_indices, model.validation_indices = data.train_idx, data.val_idx
     model.test_indices = data.test_idx
     state = None
+    model.module.use_posterior(None)  # queries are of the guide again
     try:
         runner()
         state = runner.state

@@ -273,6 +273,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         function = getattr(self, which)
         if isinstance(function, AutoGuide):
             function = self.model
+        if isinstance(function, torch.nn.Module):
+            function = function.forward  # its __call__ takes anything
         names = []
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:

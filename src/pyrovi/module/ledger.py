@@ -335,6 +335,7 @@ def _make_site(
     names = names or (node["infer"] or {}).get("event_dims")
     if names is None:
         names = [f"{name}_dim_{i}" for i in range(len(free))]
+    names = _without_plates(names, dims)
     if len(names) != len(free):
         raise ModelError(
             f"site_dims gives {len(names)} name(s) ({', '.join(names)}) for site {name!r}, which "
@@ -352,6 +353,14 @@ def _make_site(
         support=None if is_deterministic(node) else getattr(node["fn"], "support", None),
         support_varies=varies and is_latent(node),
     )
+
+
+def _without_plates(names: Sequence[str], dims: Sequence[str | None]) -> Sequence[str]:
+    """The names of the dimensions that are not plates, where the plates were named again."""
+    kept = [d for d in dims if d is not None]
+    if len(names) == len(kept) and all(d in ("", n) for n, d in zip(names, kept, strict=True)):
+        return [n for n, d in zip(names, kept, strict=True) if d == ""]
+    return names
 
 
 def _deterministic_event_dim(

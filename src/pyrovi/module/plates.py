@@ -15,8 +15,9 @@ from pyrovi.errors import ModelError
 OBS_PLATE = "obs"
 """Name of the observation plate, and of its dimension in every labelled result."""
 
-_Scope = tuple[Minibatch, dict[int, "ObsPlate"]]
-"""A minibatch and the observation plates that have been opened in this run, by dimension."""
+_Scope = tuple[Minibatch, dict[int, "ObsPlate"], dict[tuple[str, int, int | None], pyro.plate]]
+"""A minibatch, and the plates that have been opened in this run: those of the observations by
+dimension, the others by name, size and dimension."""
 
 _IN_SCOPE: ContextVar[_Scope | None] = ContextVar("pyrovi_minibatch", default=None)
 
@@ -24,7 +25,7 @@ _IN_SCOPE: ContextVar[_Scope | None] = ContextVar("pyrovi_minibatch", default=No
 @contextmanager
 def minibatch_scope(minibatch: Minibatch) -> Iterator[None]:
     """Make a minibatch the one that :func:`obs_plate` reads."""
-    token = _IN_SCOPE.set((minibatch, {}))
+    token = _IN_SCOPE.set((minibatch, {}, {}))
     try:
         yield
     finally:
@@ -101,7 +102,7 @@ def obs_plate(dim: int = -1) -> ObsPlate:
             "The number of observations is not given to it: size and indices come from the "
             "minibatch."
         )
-    minibatch, plates = _scope()
+    minibatch, plates, _ = _scope()
     if dim in plates:  # a story may open the plate as often as it likes
         return plates[dim]
     opened = ObsPlate(OBS_PLATE, size=minibatch.n_obs, subsample=minibatch.indices, dim=dim)
@@ -139,4 +140,11 @@ def plate(name: str, size: int, dim: int | None = None) -> pyro.plate:
         raise ModelError(
             f"The plate name {OBS_PLATE!r} belongs to the observations: use obs_plate() instead."
         )
-    return pyro.plate(name, size, dim=dim)
+    scope = _IN_SCOPE.get()
+    if scope is None:
+        return pyro.plate(name, size, dim=dim)
+    # the same plate again: a story may open it as often as it likes
+    key = (name, size, dim)
+    if key not in scope[2]:
+        scope[2][key] = pyro.plate(name, size, dim=dim)
+    return scope[2][key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ from torch.distributions import biject_to
 
 from pyrovi.errors import ModelError
 from pyrovi.module.ledger import SiteLedger
+from pyrovi.module.local_proposal import LocalProposal, match, whiten
 from pyrovi.module.plates import current_minibatch, obs_plate
 
 DRAW = "_draw"
@@ -26,11 +28,14 @@ ROWS = "_stored_rows"
 
 _AUXILIARY: Any = {"is_auxiliary": True}
 
-_WIDER = 1.2
-"""Factor of the standard deviations of proposals: importance weights need heavier tails."""
 
-_MAX_DENSE = 20
-"""Largest number of local coordinates of an observation whose covariances proposals have."""
+@dataclass(frozen=True)
+class _Proposal:
+    """What was matched to the draws of some rows: many draws are weighed by it."""
+
+    rows: Tensor
+    proposal: LocalProposal
+    shapes: dict[str, tuple[tuple[int, ...], int]]
 
 
 class StoredDraws(PyroModule):
@@ -68,6 +73,8 @@ class StoredDraws(PyroModule):
         self.num_chains, self.num_draws = int(shape[0]), int(shape[1])
         self._chain: int | None = None
         self._ledger: SiteLedger | None = None
+        self._globals: Tensor | None = None
+        self._proposal: _Proposal | None = None
 
     def value(self, name: str) -> Tensor:
         """Draws of a site, of shape ``(chain, draw, *shape)``."""
@@ -97,8 +104,8 @@ class StoredDraws(PyroModule):
     def proposing(self, ledger: SiteLedger) -> Iterator[None]:
         """Draw locals anew, from a density that importance weights can be taken of.
 
-        For each observation a normal in unconstrained space with the moments of its stored draws,
-        20 % wider.
+        For each observation a normal in unconstrained space, matched to its stored draws: given
+        the globals if they are few enough, see :mod:`pyrovi.module.local_proposal`, and 20 % wider.
         """
         self._ledger = ledger
         try:
@@ -154,7 +161,7 @@ class StoredDraws(PyroModule):
             return
         rows = self._rows()
         if self._ledger is not None:
-            self._propose(rows, self._ledger)
+            self._propose(draw, rows, self._ledger)
             return
         for name, axis in self.obs_axes.items():
             value = self._flat(name)
@@ -186,19 +193,11 @@ class StoredDraws(PyroModule):
 
     # ------------------------------------------------------------------ proposals
 
-    def _propose(self, rows: Tensor, ledger: SiteLedger) -> None:
+    def _propose(self, draw: Tensor, rows: Tensor, ledger: SiteLedger) -> None:
         transforms = {name: biject_to(ledger[name].support) for name in self.obs_axes}
-        parts, shapes = [], {}
-        for name, axis in self.obs_axes.items():
-            transform = transforms[name]
-            u = transform.inv(self._flat(name).index_select(axis, rows))
-            axis += transform.domain.event_dim - transform.codomain.event_dim
-            moved = u.movedim(axis, 1)
-            shapes[name] = (tuple(moved.shape[2:]), axis)
-            parts.append(moved.flatten(2) if moved.dim() > 2 else moved[..., None])
-        normal = _matched(torch.cat(parts, -1))
+        proposal, shapes = self._matched(rows, transforms, ledger)
         with obs_plate():
-            drawn = pyro.sample("_local", normal, infer=_AUXILIARY)
+            drawn = pyro.sample("_local", proposal.given(draw), infer=_AUXILIARY)
             start, density = 0, torch.zeros(len(rows), dtype=drawn.dtype, device=drawn.device)
             values = {}
             for name, (shape, axis) in shapes.items():
@@ -215,18 +214,36 @@ class StoredDraws(PyroModule):
         for name, value in values.items():
             _point(name, value)
 
+    def _matched(
+        self, rows: Tensor, transforms: Mapping[str, Any], ledger: SiteLedger
+    ) -> tuple[LocalProposal, dict[str, tuple[tuple[int, ...], int]]]:
+        """Proposals of a minibatch, and the shape and axis of each site in them."""
+        if self._proposal is not None and self._proposal.rows is rows:
+            return self._proposal.proposal, self._proposal.shapes
+        parts, shapes = [], {}
+        for name, axis in self.obs_axes.items():
+            transform = transforms[name]
+            u = transform.inv(self._flat(name).index_select(axis, rows))
+            axis += transform.domain.event_dim - transform.codomain.event_dim
+            moved = u.movedim(axis, 1)
+            shapes[name] = (tuple(moved.shape[2:]), axis)
+            parts.append(moved.flatten(2) if moved.dim() > 2 else moved[..., None])
+        if self._globals is None:
+            self._globals = whiten(self._unconstrained_globals(ledger))
+        proposal = match(self._globals, torch.cat(parts, -1))
+        self._proposal = _Proposal(rows, proposal, shapes)
+        return proposal, shapes
 
-def _matched(draws: Tensor) -> Any:
-    """Normal with the moments of draws ``(S, n, d)``, wider."""
-    count, _, dim = draws.shape
-    mean = draws.mean(0)
-    centred = draws - mean
-    variance = centred.square().mean(0).clamp_min(1e-12)
-    if dim > _MAX_DENSE or count < 5 * dim:
-        return dist.Normal(mean, _WIDER * variance.sqrt()).to_event(1)
-    covariance = torch.einsum("sni,snj->nij", centred, centred) / count
-    covariance = covariance + 1e-6 * torch.diag_embed(variance)
-    return dist.MultivariateNormal(mean, scale_tril=_WIDER * torch.linalg.cholesky(covariance))
+    def _unconstrained_globals(self, ledger: SiteLedger) -> Tensor:
+        """All draws, ``(S, p)``."""
+        count = self.num_chains * self.num_draws
+        parts = [
+            biject_to(ledger[name].support).inv(self._flat(name)).reshape(count, -1)
+            for name in self.names
+            if name not in self.obs_axes
+        ]
+        like = self.value(self.names[0])
+        return torch.cat(parts, -1) if parts else torch.zeros(count, 0).to(like)
 
 
 def _point(name: str, value: Tensor) -> None:

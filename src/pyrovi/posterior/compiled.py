@@ -13,6 +13,10 @@ from pyrovi.errors import ModelError
 from pyrovi.posterior.potential import Potential
 from pyrovi.posterior.precision import in_precision
 from pyrovi.posterior.simplify import simplify
+from pyrovi.posterior.value_dependence import depends_on_values
+
+RADII = (1.0, 1.5, 2.0, 3.0, 4.0)
+"""Of the points that the record is made at and checked at, in unconstrained coordinates."""
 
 
 class ValueAndGradient:
@@ -21,8 +25,9 @@ class ValueAndGradient:
     A story is the same sequence of tensor operations wherever it is evaluated, unless it branches
     on values. So it is run once, the operations of its density and of the gradient are recorded,
     and from then on these are replayed without Python in between: small models are bound by that.
-    The record is checked against the story at two other points. What branches on values, draws
-    random numbers, or leaves what can be recorded, is evaluated by running the story each time.
+    The record is checked against the story at four other points, near and far. What branches on
+    values, has shapes that depend on them, draws random numbers, or leaves what can be recorded, is
+    evaluated by running the story each time.
 
     Parameters
     ----------
@@ -46,6 +51,7 @@ class ValueAndGradient:
 
     @property
     def is_compiled(self) -> bool:
+        """Whether the record is in use."""
         return self._replay is not None
 
     def __call__(self, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +63,12 @@ class ValueAndGradient:
         self.evaluations += 1
         try:
             if self._replay is not None:
-                with torch.no_grad():
-                    return self._replay(vector)
+                try:
+                    with torch.no_grad():
+                        return self._replay(vector)
+                except RuntimeError as error:
+                    if not _is_numerical(error):
+                        self._replay = None  # the story does here what it did not where recorded
             return eager(self.potential, vector)
         except ModelError:
             raise
@@ -85,8 +95,10 @@ def _is_numerical(error: Exception) -> bool:
 def _recorded(potential: Potential) -> Any:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    points = [_point(potential, number) for number in range(3)]
+    points = [_point(potential, radius) for radius in RADII]
     try:
+        if depends_on_values(lambda vector: eager(potential, vector), points[0]):
+            return None
         # what is made without a type is made of the default one whenever it is replayed
         with warnings.catch_warnings(), in_precision(potential.dtype):
             warnings.simplefilter("ignore")  # the points of check say whether constants were right
@@ -104,9 +116,12 @@ def _recorded(potential: Potential) -> Any:
     return replay if all(map(_same, answers, truths)) else None
 
 
-def _point(potential: Potential, number: int) -> Tensor:
-    seed = derive_seed("record", number, seed=0)
-    return potential.flatten(potential.initial(seed, radius=1.0 if number < 2 else 2.0))
+def _point(potential: Potential, radius: float) -> Tensor:
+    seed = derive_seed("record", str(radius), seed=0)
+    try:
+        return potential.flatten(potential.initial(seed, radius=radius))
+    except ModelError:  # far out a density may be zero everywhere
+        return potential.flatten(potential.initial(seed))
 
 
 def _is_random(node: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pyrovi.errors import TrainingError
+from pyrovi.errors import InferenceError
 from pyrovi.posterior.potential import Potential
 
 
@@ -25,19 +25,19 @@ def normal_factor(curvature: np.ndarray, potential: Potential) -> np.ndarray:
 
     Raises
     ------
-    TrainingError
+    InferenceError
         If it is not positive definite, naming the coordinates of the flattest direction.
     """
     values, vectors = np.linalg.eigh(curvature) if np.isfinite(curvature).all() else (None, None)
     if values is None or vectors is None:
-        raise TrainingError(
+        raise InferenceError(
             "The second derivatives of the log density are not finite at its mode. Laplace's "
             "approximation needs them; use method='pathfinder' or 'nuts'."
         )
     if values[0] <= 1e-12 * abs(values[-1]):
         flat = np.abs(vectors[:, 0])
         sites = [name for name, part in _by_site(potential, flat).items() if part > 0.1]
-        raise TrainingError(
+        raise InferenceError(
             f"The log density is not curved at its mode in a direction of {', '.join(sites)} "
             f"(smallest eigenvalue of the Hessian {values[0]:.3g}, largest {values[-1]:.3g}), so "
             "there is no normal approximation. Usually sites can be traded against one another "

@@ -9,16 +9,21 @@ from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.handlers import is_random
 from pyrovi.module.ledger import Role
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.density import log_density
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
 from pyrovi.posterior.vectorise import map_draws
 
+_DRAWS = 5
+"""Draws of a guide: in single precision two may be equal by chance."""
+
 
 def point_sites(module: PyroBaseModule, minibatch: Minibatch, *roles: Role) -> list[str]:
     """Continuous latent sites that the guide gives a single value: point estimates.
 
-    Two draws of such a site are equal. Draws are made on the random stream in effect.
+    All stored draws of such a site are equal (draws of MCMC may repeat each other, so that a few
+    of them tell nothing), or several new draws of the guide, made on the random stream in effect.
 
     Parameters
     ----------
@@ -33,13 +38,22 @@ def point_sites(module: PyroBaseModule, minibatch: Minibatch, *roles: Role) -> l
     if not names:
         return []
 
+    posterior = module.posterior
+    if isinstance(posterior, StoredDraws):
+        stored = {n: posterior.value(n).flatten(0, 1) for n in names if n in posterior.names}
+        return [name for name, values in stored.items() if _constant(values)]
+
     def story(_: dict[str, Tensor]) -> dict[str, Tensor]:
         values = latent_values(guide_trace(module, minibatch, {}))
         return {name: values[name] for name in names if name in values}
 
     with evaluation_mode(module):
-        draws = map_draws(story, {}, 2, module=module)
-    return [name for name, values in draws.items() if torch.equal(values[0], values[1])]
+        draws = map_draws(story, {}, _DRAWS, module=module)
+    return [name for name, values in draws.items() if _constant(values)]
+
+
+def _constant(values: Tensor) -> bool:
+    return bool((values == values[:1]).all())
 
 
 def _is_discrete(module: PyroBaseModule, name: str) -> bool:

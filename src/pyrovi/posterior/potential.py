@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyrovi._rng import derive_seed, generator
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.errors import ModelError
+from pyrovi.errors import NoStartError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import Substitute, is_latent, is_random
 from pyrovi.module.ledger import Role
@@ -222,7 +222,7 @@ class Potential:
 
         Raises
         ------
-        ModelError
+        NoStartError
             If 100 points have been tried in vain.
         """
         random = generator("initial", seed=derive_seed("potential", seed=seed))
@@ -237,7 +237,7 @@ class Potential:
                 continue
             if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
                 return self.unflatten(point.detach())
-        raise ModelError(
+        raise NoStartError(
             f"No point of finite density was found among {ATTEMPTS} random ones (uniform between "
             f"{-radius:g} and {radius:g} in unconstrained coordinates of {', '.join(self.names)}). "
             "Usually the data are impossible under the model (counts that are no integers, values "

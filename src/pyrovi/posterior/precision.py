@@ -102,9 +102,19 @@ class _Promote(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func in _UNPROMOTED:
-            args = tuple(self._promoted(argument) for argument in args)
-        return func(*args, **(kwargs or {}))
+            return self._call_promoted(func, args, kwargs)
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            if not _is_of_types(error) or _changes_arguments(func, kwargs):
+                raise
+            return self._call_promoted(func, args, kwargs)
+
+    def _call_promoted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        promoted = {name: self._promoted(argument) for name, argument in kwargs.items()}
+        return func(*map(self._promoted, args), **promoted)
 
     def _promoted(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
@@ -112,3 +122,14 @@ class _Promote(TorchFunctionMode):
         if isinstance(argument, (list, tuple)):
             return type(argument)(map(self._promoted, argument))
         return argument
+
+
+def _is_of_types(error: RuntimeError) -> bool:
+    return "dtype" in str(error) or "scalar type" in str(error)
+
+
+def _changes_arguments(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes to its arguments: to promote them would write to copies."""
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name == "__setitem__" or "out" in kwargs

@@ -84,6 +84,25 @@ def prior_parents(module: PyroBaseModule, example: Minibatch) -> dict[str, list[
         }
 
 
+def top_level_priors(module: PyroBaseModule, example: Minibatch) -> list[str]:
+    """Global sites whose priors say something by themselves: what a sensitivity analysis scales.
+
+    They depend on no other latent site, and stand outside of all plates: the members of a plate are
+    a population, whose standard normal offsets are a parametrisation and no prior opinion. If all
+    sites stand in plates, they count.
+
+    Parameters
+    ----------
+    module
+        The pair.
+    example
+        Any minibatch.
+    """
+    parents = prior_parents(module, example)
+    top = [name for name, above in parents.items() if not above]
+    return [name for name in top if not module.ledger[name].plates] or top
+
+
 def _parents(name: str, node: Any, leaves: dict[str, Tensor]) -> list[str]:
     density = node["fn"].log_prob(node["value"].detach()).sum()
     others = {other: leaf for other, leaf in leaves.items() if other != name}

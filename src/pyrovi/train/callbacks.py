@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from pyrovi.errors import TrainingError
+from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.train.plan import SVITrainingPlan
 from pyrovi.train.schedulers import missing_metric
 
@@ -169,7 +169,7 @@ class NaNGuard(Callback):
 
     def _stop(self, trainer: pl.Trainer) -> None:
         self.restore(_plan(trainer))
-        raise TrainingError(
+        raise InferenceError(
             f"The loss became NaN or infinite in epoch {trainer.current_epoch} (step "
             f"{trainer.global_step}). {REMEDIES}"
         )

@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.guides import StoryGuide
 from pyrovi.train.scaled_adam import LOC, LOG_SCALE, ScaledAdam
 
 STEPS = 6_000
 """Steps in which the guide of a regression with badly scaled predictors finds its optimum."""
 
-STEPS_NEAR = 3_000
+STEPS_NEAR = 2_000
 """Steps that it needs from a start near there."""
 
 
@@ -45,19 +46,51 @@ def convergence_defaults(
     """
     if not has_location_scale_guide(module):
         return {}
+    # correlations move by the learning rate itself, in no unit of their own
+    factorised = all(name.endswith((LOC, LOG_SCALE)) for name, _ in module.named_parameters())
     per_epoch = 1 if batch_size is None else math.ceil(n_obs / batch_size)
     return {
-        "max_epochs": math.ceil((STEPS_NEAR if near else STEPS) / per_epoch),
+        "max_epochs": math.ceil((STEPS_NEAR if near and per_epoch == 1 else STEPS) / per_epoch),
         "train_size": 1.0,
         "averaging": True,
         "plan_kwargs": {
             "optim": ScaledAdam,
-            "lr": 0.1 if near else 0.5,
+            # noise of minibatches asks for smaller steps, and more of them
+            "lr": (0.5 if factorised and not near else 0.1) / (1 if per_epoch == 1 else 2),
             "eps": 1e-12,
             "lr_decay": 0.02,
             "antithetic": True,
             "n_epochs_kl_warmup": 0,
         },
+    }
+
+
+def slow_and_steady(
+    module: PyroBaseModule, n_obs: int, batch_size: int | None, *, near: bool = False
+) -> dict[str, Any]:
+    """Arguments of ``train`` for guides of other parameters: Adam whose learning rate falls.
+
+    Parameters
+    ----------
+    module, n_obs, batch_size, near
+        As in :func:`convergence_defaults`.
+
+    Returns
+    -------
+    dict
+        ``max_epochs``, ``train_size``, ``averaging`` and ``plan_kwargs``.
+    """
+    per_epoch = 1 if batch_size is None else math.ceil(n_obs / batch_size)
+    amortised = any(isinstance(part, StoryGuide) and part.is_amortised for part in module.modules())
+    lr = 5e-3 if amortised else (0.01 if near else 0.05)
+    plan: dict[str, Any] = {"lr": lr, "lr_decay": 0.02}
+    if not amortised:
+        plan["n_epochs_kl_warmup"] = 0
+    return {
+        "max_epochs": math.ceil((STEPS_NEAR if near else STEPS) / per_epoch),
+        "train_size": 1.0,
+        "averaging": not amortised,
+        "plan_kwargs": plan,
     }
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
-from pyrovi.errors import TrainingError
+from pyrovi.errors import InferenceError
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.rows import RowMinibatch
 
@@ -79,7 +79,7 @@ def fit_rows(
 
     Raises
     ------
-    TrainingError
+    InferenceError
         If a gradient is NaN or infinite.
 
     Warns
@@ -184,7 +184,7 @@ class _Fit:
             # per observation of the minibatch: what the rows' own gradients are of order 1 in
             gradients = torch.autograd.grad(loss * (self.n / self.n_obs), self.leaves)
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            raise TrainingError(
+            raise InferenceError(
                 "The per-observation parameters of new observations cannot be fitted: a gradient "
                 "became NaN or infinite. Check the data for extreme values."
             )

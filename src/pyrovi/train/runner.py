@@ -15,7 +15,7 @@ import pyro
 import torch
 
 from pyrovi._rng import stream
-from pyrovi.errors import TrainingError
+from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.train.callbacks import REMEDIES, ELBOConvergence, LoudEarlyStopping, NaNGuard
 from pyrovi.train.manual_plan import ManualSVITrainingPlan
@@ -138,7 +138,7 @@ class TrainRunner:
             for callback in self.trainer.all_callbacks:
                 if isinstance(callback, NaNGuard):
                     callback.restore(self.plan)
-            raise TrainingError(
+            raise InferenceError(
                 f"A distribution got NaN or infinite parameters in epoch {self.plan.current_epoch} "
                 f"(step {self.plan.global_step}). {REMEDIES}"
             ) from error

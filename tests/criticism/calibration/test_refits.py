@@ -14,10 +14,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import pyrovi as pv
 from pyrovi.criticism.calibration.one_refit import LIKELIHOOD
 from pyrovi.criticism.calibration.refits import sbc
-from pyrovi.data.fields import LayerField
-from pyrovi.errors import ModelError, SaveLoadError, TrainingError
+from pyrovi.data.fields import LayerField, TotalField
+from pyrovi.errors import InferenceError, ModelError, SaveLoadError, TrainingError
 from pyrovi.model.base import BaseModelClass
 from pyrovi.module import PyroBaseModule
 
@@ -57,7 +58,7 @@ class Exact(BaseModelClass):
     def train(self, fail_above: float = math.inf, **kwargs: Any) -> None:
         X = np.asarray(self.adata_manager.get_from_registry("X"), dtype=float)
         if X.mean() > fail_above:
-            raise TrainingError("the loss is not finite")
+            raise InferenceError("the loss is not finite")
         variance = 1 / (1 / 4 + len(X) / 2.25)
         loc = variance * X.sum() / 2.25
         self.module.exact.copy_(torch.tensor([loc, math.sqrt(variance)]))
@@ -176,6 +177,136 @@ def test_failed_fits_are_reported_and_too_many_of_them_do_not_pass(tmp_path: Pat
     assert "the loss is not finite" in found.summary()
     with pytest.raises(TrainingError, match=r"None of the 4 .* loss is not finite"):
         sbc(exact(), 4, train_kwargs={"fail_above": -100.0}, num_draws=19)
+
+
+FIELDS = {"X": pv.fields.layer(None)}
+NUTS = {"method": "nuts", "num_chains": 1, "num_samples": 60, "num_warmup": 60}
+
+
+def counts_of(rows: int = 12) -> anndata.AnnData:
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(0.2, 4.0, size=(rows, 1))
+    return anndata.AnnData(rng.poisson(3.0 * depth, size=(rows, 3)).astype(np.float32))
+
+
+def rates(X, *, n_vars):
+    with pv.plate("var", n_vars, dim=-1):
+        r = pyro.sample("r", dist.Gamma(3.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("X", dist.Poisson(r).to_event(1), obs=X)
+
+
+def scaled(X, library, *, n_vars):
+    with pv.plate("var", n_vars, dim=-1):
+        r = pyro.sample("r", dist.Gamma(3.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("X", dist.Poisson(library * r).to_event(1), obs=X)
+
+
+@pytest.mark.parametrize(
+    ("guide", "training"),
+    [("laplace", {}), ("normal", NUTS), ("normal", {"method": "pathfinder"})],
+    ids=["laplace", "nuts", "pathfinder"],
+)
+def test_methods_without_a_division_of_the_data_are_refitted(guide: str, training: dict) -> None:
+    model = pv.from_pyro(rates, counts_of(), fields=FIELDS, guide=guide)
+    found = sbc(model, 2, train_kwargs=training, num_draws=19, seed=1)
+    assert len(found.values) == 2
+    assert found.failures.empty
+    if guide == "laplace":
+        assert (found.ess == 19).all()  # its draws are independent
+
+
+def test_wrong_options_are_told_and_not_recorded(tmp_path: Path) -> None:
+    model = pv.from_pyro(rates, counts_of(), fields=FIELDS, guide="laplace")
+    path = tmp_path / "sbc.json"
+    options = {"num_draws": 19, "seed": 1, "path": path}
+    with pytest.raises(TrainingError, match="does not take 'num_foo'"):
+        sbc(model, 2, train_kwargs={"num_foo": 3}, **options)
+    with pytest.raises(TrainingError, match="num_starts must be at least 1"):
+        sbc(model, 2, train_kwargs={"num_starts": 0}, num_workers=2, **options)
+    with pytest.raises(ModelError, match="'map' finds a point"):
+        sbc(model, 2, train_kwargs={"method": "map"}, **options)
+    assert not path.exists()
+    assert len(sbc(model, 2, **options).values) == 2
+
+
+def test_failed_fits_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sbc.json"
+    options = {"num_draws": 19, "seed": 1, "path": path}
+    train = Exact.train
+    monkeypatch.setattr(Exact, "train", lambda self, **_: train(self, fail_above=0.0))
+    first = sbc(exact(), 8, **options)
+    assert 0 < len(first.failures) < 8
+    monkeypatch.setattr(Exact, "train", train)
+    # the model is the same to the file, which compares the code of its module
+    again = sbc(exact(), 8, **options)
+    assert again.failures.empty
+    assert again.values.equals(sbc(exact(), 8, num_draws=19, seed=1).values)
+
+
+def test_a_file_of_nothing_but_failures_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "sbc.json"
+    with pytest.raises(TrainingError, match="None of the 2"):
+        sbc(exact(), 2, train_kwargs={"fail_above": -100.0}, num_draws=19, path=path)
+    assert len(sbc(exact(), 2, num_draws=19, path=path).values) == 2
+    assert len(path.read_text().splitlines()) == 3
+
+
+class Conjugate(BaseModelClass):
+    """Poisson counts of known depth: the posterior of the rates is a gamma, put into the guide."""
+
+    @classmethod
+    def setup_anndata(cls, adata: Any) -> None:
+        cls.register(adata, [LayerField("X", None), TotalField("library", None)], {})
+
+    def __init__(self, adata: Any) -> None:
+        super().__init__(adata)
+        self.module = ScaledModule()
+
+    def train(self, **kwargs: Any) -> None:
+        X = np.asarray(self.adata_manager.get_from_registry("X"), dtype=float)
+        library = np.asarray(self.adata_manager.get_from_registry("library"), dtype=float)
+        self.module.shape.copy_(torch.as_tensor(3 + X.sum(0)))
+        self.module.rate.copy_(torch.as_tensor(1 + library.sum()))
+        self.is_trained, self.train_indices = True, np.arange(len(X))
+
+
+class ScaledModule(PyroBaseModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shape", torch.ones(3))
+        self.register_buffer("rate", torch.ones(()))
+
+    def model(self, X: torch.Tensor, library: torch.Tensor) -> None:
+        r = pyro.sample("r", dist.Gamma(X.new_full((3,), 3.0), 1.0).to_event(1))
+        with self.obs_plate():
+            pyro.sample("X", dist.Poisson(library * r).to_event(1), obs=X)
+
+    def guide(self, X: torch.Tensor, library: torch.Tensor) -> None:
+        pyro.sample("r", dist.Gamma(self.shape, self.rate).to_event(1))
+
+
+def test_totals_as_covariate_are_those_that_were_simulated_with() -> None:
+    adata = counts_of(6)
+    Conjugate.setup_anndata(adata)
+    found = sbc(Conjugate(adata), 60, num_draws=19, seed=2)
+    assert found.passed, found.summary()
+
+
+@pytest.mark.slow
+def test_totals_of_a_story_pass_with_nuts() -> None:
+    fields = {"X": pv.fields.layer(None), "library": pv.fields.total(None)}
+    model = pv.from_pyro(scaled, counts_of(6), fields=fields)
+    training = NUTS | {"num_samples": 100, "num_warmup": 100}
+    found = sbc(model, 30, train_kwargs=training, num_draws=19, num_workers=2, seed=1)
+    assert found.passed, found.summary()
+
+
+def test_results_are_shown_in_short() -> None:
+    found = sbc(exact(), 8, num_draws=19, seed=2)
+    assert repr(found) == found.summary()
+    assert "<table" in found._repr_html_()
 
 
 def test_time_limit_stops_before_the_next_simulation(tmp_path: Path) -> None:

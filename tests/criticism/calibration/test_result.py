@@ -46,6 +46,21 @@ def test_the_reading_names_the_deviation(a: float, b: float, reading: str) -> No
     assert found.table.loc["mu", "reading"] == reading
 
 
+@pytest.mark.parametrize(
+    ("position", "reading"), [(0.0, "draws too high"), (0.999, "draws too low")]
+)
+@pytest.mark.parametrize("others", [0, 3])
+def test_ranks_at_one_end_are_bias(position: float, reading: str, others: int) -> None:
+    values = np.full(60, position)
+    values[:others] = 0.999 - position
+    assert ranks({"mu": values}).table.loc["mu", "reading"] == reading
+
+
+def test_ranks_at_both_ends_are_narrow() -> None:
+    values = np.repeat([0.0, 0.999], [26, 34])
+    assert ranks({"mu": values}).table.loc["mu", "reading"] == "draws too narrow"
+
+
 def test_bias_and_spread_are_zero_and_one_for_every_rank_once() -> None:
     found = ranks({"mu": (np.arange(100) + 0.5) / 100}, 99)
     assert found.table.loc["mu", "bias"] == pytest.approx(0)

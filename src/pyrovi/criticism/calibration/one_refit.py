@@ -15,14 +15,15 @@ from torch import Tensor
 from pyrovi._rng import derive_seed, generator, root_seed, stream
 from pyrovi._settings import settings
 from pyrovi.criticism.calibration.simulator import ROUNDING, rank
-from pyrovi.errors import ModelError
+from pyrovi.errors import DataError, InferenceError, ModelError, PyroviError
 from pyrovi.model.chains import in_chain, num_chains
-from pyrovi.model.copies import fresh_copy
 from pyrovi.model.draws import latent_sites
+from pyrovi.model.refit import refit as fit_copy
 from pyrovi.model.simulation import simulate
 from pyrovi.model.truth import truth_of
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.plates import OBS_PLATE
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.convergence import ess_bulk, ess_tail
 from pyrovi.posterior.density import global_nodes, log_density, observation_density
 from pyrovi.posterior.engine import draws_at_once
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 LIKELIHOOD, JOINT = "log p(x | latents)", "log p(x, latents)"
 """Test quantities that depend on the data."""
+
+_FINDINGS = (InferenceError, DataError)
+"""Errors of the package that depend on the data: of the inference, or of draws that underflow."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,13 @@ def run_refit(refit: Refit, simulation: int, deadline: float | None = None) -> d
     Returns
     -------
     dict or None
-        ``simulation``, ``seconds``, and ``ranks`` with ``ess``, or the ``error`` that the fit
-        raised; ``None`` after the deadline.
+        ``simulation``, ``seconds``, and ``ranks`` with ``ess``, or the ``error`` that the
+        inference raised on these data; ``None`` after the deadline.
+
+    Raises
+    ------
+    PyroviError
+        If the options or the model are wrong, which is no matter of the data.
     """
     started = time.time()
     if deadline is not None and started >= deadline:
@@ -93,11 +102,13 @@ def run_refit(refit: Refit, simulation: int, deadline: float | None = None) -> d
     with root_seed(own), _no_progress_bar():
         data = simulate(refit.model, own)
         try:
-            fit = fresh_copy(refit.model, data, seed=own)
-            fit.train(**refit.train_kwargs)
+            fit = fit_copy(refit.model, data, refit.train_kwargs, own)
             record |= _judge(refit, fit, truth_of(data))
         except (ValueError, RuntimeError, ArithmeticError) as error:
-            # what an inference raises on some data is a finding about it, and part of the result
+            # what an inference raises on some data is a finding about it, and part of the result;
+            # what is wrong with the options or the model is wrong for all data
+            if isinstance(error, PyroviError) and not isinstance(error, _FINDINGS):
+                raise
             record["error"] = f"{type(error).__name__}: {error}"
     record["seconds"] = round(time.time() - started, 3)
     return record
@@ -107,7 +118,7 @@ def _judge(refit: Refit, fit: BaseModelClass, truth: xr.Dataset) -> dict[str, An
     latents = latent_sites(fit)
     names = list(dict.fromkeys([*latents, *refit.sites]))
     chains = _draws_by_chain(fit, names, refit.num_draws)
-    independent = fit.module.posterior is None
+    independent = not isinstance(fit.module.posterior, StoredDraws)
     ess = float(refit.num_draws) if independent else _smallest_ess(_judged(chains, refit))
     flat = chains.stack(all_draws=("chain", "draw")).drop_vars(["chain", "draw", "all_draws"])
     total = flat.sizes["all_draws"]
@@ -133,10 +144,10 @@ def _judge(refit: Refit, fit: BaseModelClass, truth: xr.Dataset) -> dict[str, An
 
 
 def _draws_by_chain(fit: BaseModelClass, names: list[str], num_draws: int) -> xr.Dataset:
-    """Draws with the dimensions ``chain`` and ``draw``: of a guide independent ones."""
+    """Draws with the dimensions ``chain`` and ``draw``: of a guide or normal independent ones."""
     import xarray as xr
 
-    if fit.module.posterior is None:
+    if not isinstance(fit.module.posterior, StoredDraws):
         return fit.sample_posterior(names, num_samples=num_draws).expand_dims("chain")
     chains = []
     for chain in range(num_chains(fit)):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LooPit(Calibration):
     """Result of :func:`loo_pit`.
 

@@ -20,6 +20,7 @@ from pyrovi.criticism.calibration.store import SimulationStore, fingerprint
 from pyrovi.criticism.calibration.symmetry import symmetry_test
 from pyrovi.errors import ModelError, TrainingError
 from pyrovi.model.draws import example_on_device, latent_sites
+from pyrovi.model.refit import effective_method, refit_options
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.point_estimates import model_parameters
 
@@ -32,7 +33,7 @@ MAX_FAILED = 0.05
 """Largest fraction of failed fits: what fails is not a random part of the simulations."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SBC(Calibration):
     """Result of :func:`sbc`.
 
@@ -134,7 +135,7 @@ def sbc(
         Number of simulations. More can be added to a file later.
     train_kwargs
         Arguments of :meth:`train` for every fit, e.g. ``{"method": "nuts", "num_samples": 500}``.
-        All observations are trained on unless ``train_size`` is given.
+        SVI trains on all observations unless they divide them.
     sites
         Sites whose scalars are ranked; ``None`` for all global latent ones.
     observations
@@ -145,7 +146,7 @@ def sbc(
         sample size (``ess`` of the result).
     path
         File that keeps every finished simulation (JSON lines). A run that was stopped goes on from
-        there when called with the same arguments.
+        there when called with the same arguments; fits that failed are tried again.
     num_workers
         Number of fits at a time, in processes of their own. The results do not depend on it.
     max_time
@@ -165,11 +166,12 @@ def sbc(
     Raises
     ------
     ModelError
-        If the model has nothing to rank, or its data cannot be simulated.
+        If the model has nothing to rank, its data cannot be simulated, or its fits have no or too
+        few draws.
     SaveLoadError
         If the file belongs to another model or configuration.
     TrainingError
-        If every fit fails.
+        If every fit fails, or ``train_kwargs`` are wrong: then nothing is recorded.
 
     Warns
     -----
@@ -194,12 +196,15 @@ def sbc(
     _check_numbers(num_simulations, num_draws, num_workers)
     _warn_of_parameters(model)
     root = settings.seed if seed is None else int(seed)
-    training = dict(train_kwargs or {})
-    if training.get("method", "svi") in ("svi", "map") and "datasplitter_kwargs" not in training:
-        training.setdefault("train_size", 1.0)
+    training = refit_options(model, train_kwargs)
+    if effective_method(model, training) == "map":
+        raise ModelError(
+            "method='map' finds a point: there are no draws to rank the truth among. Expected a "
+            "method with draws: 'nuts', 'laplace', 'pathfinder' or 'svi'."
+        )
     refit = Refit(model, judged, tuple(map(int, observations)), num_draws, training, root)
     store = SimulationStore(path, _configuration(model, refit))
-    waiting = [i for i in range(num_simulations) if i not in store.records]
+    waiting = [i for i in range(num_simulations) if "ranks" not in store.records.get(i, {})]
     deadline = None if max_time is None else time.time() + max_time
     run_in_processes(
         partial(run_refit, refit, deadline=deadline),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ SMALLEST_P = 1e-12
 """Smaller p-values are rounding: they are one minus a probability."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """Ranks or probability integral transforms, which are uniform if what made them is right.
 
@@ -133,6 +134,13 @@ class Calibration:
             lines.append(f"  and {len(failed) - 8} more; see .table")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        shown = self.table.head(8).to_html(float_format="{:.3g}".format)
+        return f"<pre>{escape(self.summary())}</pre>{shown}"
+
     def plot(self, quantities: Sequence[str] | None = None, *, max_quantities: int = 6) -> Figure:
         """Difference of each distribution function from the uniform one, and histograms.
 
@@ -171,7 +179,9 @@ class Calibration:
         of_width = (spread**2 - 1) / 12 * np.sqrt(180 * n)
         if max(abs(of_mean), abs(of_width)) < 2:
             return f"{subject} of another shape"
-        if abs(of_mean) >= abs(of_width):
+        # values at one end are far from 1/2 too, but not spread about their own mean
+        one_sided = spread**2 - 12 * bias**2 <= 1 < spread**2
+        if abs(of_mean) >= abs(of_width) or one_sided:
             return f"{subject} too {'low' if bias > 0 else 'high'}"
         return f"{subject} too {'narrow' if spread > 1 else 'wide'}"
 

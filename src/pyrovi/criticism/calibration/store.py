@@ -24,7 +24,9 @@ class SimulationStore:
     """A file of simulations: a header that names the configuration, then one JSON text per line.
 
     Lines are only ever appended, and each is on disk before the next simulation is counted: a run
-    that was killed loses the simulations that were under way, and nothing else.
+    that was killed loses the simulations that were under way, and nothing else. The file is begun
+    with the first record; one that holds nothing but failed fits of another configuration is begun
+    anew.
 
     Parameters
     ----------
@@ -48,20 +50,21 @@ class SimulationStore:
         self.path = None if path is None else Path(path)
         self.configuration = dict(configuration)
         self.records: dict[int, dict[str, Any]] = {}
-        if self.path is None:
-            return
-        if self.path.exists() and self.path.stat().st_size:
+        self._begun = False
+        if self.path is not None and self.path.exists() and self.path.stat().st_size:
             self._read()
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            header = {"format": FORMAT, "version": VERSION, **self.configuration}
-            self._append(header)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Keep the record of a simulation, which ``record["simulation"]`` numbers."""
         self.records[int(record["simulation"])] = dict(record)
-        if self.path is not None:
-            self._append(record)
+        if self.path is None:
+            return
+        if not self._begun:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
+            self._append({"format": FORMAT, "version": VERSION, **self.configuration})
+            self._begun = True
+        self._append(record)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         assert self.path is not None
@@ -92,6 +95,9 @@ class SimulationStore:
                 f"reads version {VERSION}. Name another path."
             )
         different = [k for k, v in self.configuration.items() if header.get(k) != v]
+        records = {int(record["simulation"]): record for record in lines[1:]}
+        if different and not any("ranks" in record for record in records.values()):
+            return  # nothing but failed fits: the first record begins the file anew
         if different:
             was = {name: header.get(name) for name in different}
             now = {name: self.configuration[name] for name in different}
@@ -100,8 +106,7 @@ class SimulationStore:
                 f"differ ({was} there, {now} here). They cannot be put together; name another "
                 "path, or go on with the arguments of before."
             )
-        for record in lines[1:]:
-            self.records[int(record["simulation"])] = record
+        self.records, self._begun = records, True
         if whole < len(content):  # the last line was cut off
             with self.path.open("r+b") as file:
                 file.truncate(whole)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data.checks import check_values, warn_empty_columns, warn_reads
 from pyrovi.data.containers import AnyMatrix, as_matrix, row_sums
 from pyrovi.data.fields.base import JSON, AnnDataField, AnyData, check_same_names
-from pyrovi.errors import MissingKeyError
+from pyrovi.errors import DataError, MissingKeyError
 
 
 class LayerField(AnnDataField):
@@ -127,6 +129,17 @@ class LayerField(AnnDataField):
         }
 
 
+def carried_total(layer: str | None) -> str:
+    """Column of ``obs`` in which simulated data carry the row sums they were simulated with.
+
+    Parameters
+    ----------
+    layer
+        Key of ``layers``; ``None`` for ``X``.
+    """
+    return "pyrovi_total_X" if layer is None else f"pyrovi_total_layers_{layer}".replace("/", "%2F")
+
+
 class TotalField(LayerField):
     """Row sums of a layer: total counts (library size) of each observation, shape (n_obs, 1).
 
@@ -138,6 +151,13 @@ class TotalField(LayerField):
         Key of ``adata.layers``; ``None`` for ``adata.X``.
     is_count_data
         Whether the layer holds counts (checked as in :class:`LayerField`).
+
+    Notes
+    -----
+    Data from ``model.simulate`` carry the sums that they were simulated with, the true covariate,
+    in the column ``pyrovi_total_X`` (or ``pyrovi_total_layers_<layer>``) of ``obs``. They are read
+    in place of the sums of the simulated values, which are another covariate, and one that knows of
+    the noise. Remove the column to have sums again.
     """
 
     def __init__(
@@ -149,7 +169,18 @@ class TotalField(LayerField):
         return {}
 
     def get_field_data(self, adata: AnyData, state_registry: Mapping[str, Any]) -> AnyMatrix:
-        return row_sums(self._matrix(adata)).reshape(-1, 1)
+        carried = carried_total(self.layer)
+        if carried not in adata.obs:
+            return row_sums(self._matrix(adata)).reshape(-1, 1)
+        values = adata.obs[carried].to_numpy(dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{int((~np.isfinite(values)).sum())} values of obs[{carried!r}] are missing. "
+                "Expected the sums that these data were simulated with, for every observation: "
+                "simulated and other data seem to have been put together. Remove the column to "
+                "have row sums."
+            )
+        return values.reshape(-1, 1)
 
     def tensor_spec(self, state_registry: Mapping[str, Any]) -> JSON:
         return {"shape": [1], "dtype": "float32", "kind": "continuous", "axis": "obs"}

@@ -168,7 +168,14 @@ def draw_point(
         pyro.sample(site.name, dist.Delta(value, density, event_dim=site.event_dim))
 
 
-def full_rank_normal(loc: Tensor, scale: Tensor, lower: Tensor) -> dist.TorchDistribution:
+def full_rank_normal(
+    loc: Tensor,
+    scale: Tensor,
+    lower: Tensor,
+    *,
+    origin: Tensor | None = None,
+    base: Tensor | None = None,
+) -> dist.TorchDistribution:
     """Normal distribution with all covariances.
 
     Parameters
@@ -178,9 +185,15 @@ def full_rank_normal(loc: Tensor, scale: Tensor, lower: Tensor) -> dist.TorchDis
     lower
         Matrices whose entries below the diagonal are those of the factor over ``scale`` of their
         row, shape ``(..., D, D)``.
+    origin, base
+        The distribution is that of ``origin + base @ v`` for ``v`` of these parameters, ``base``
+        lower triangular.
     """
     identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
-    return PathDerivative(_normal, loc, scale[..., None] * (lower.tril(-1) + identity))
+    factor = scale[..., None] * (lower.tril(-1) + identity)
+    if origin is None or base is None:
+        return PathDerivative(_normal, loc, factor)
+    return PathDerivative(_normal, origin + base @ loc, base @ factor)
 
 
 def _normal(loc: Tensor, scale_tril: Tensor) -> Any:

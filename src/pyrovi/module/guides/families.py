@@ -8,7 +8,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import AffineAutoregressive, AffineTransform, Permute
+from pyro.distributions.transforms import (
+    AffineAutoregressive,
+    AffineTransform,
+    LowerCholeskyAffine,
+    Permute,
+)
 from pyro.distributions.transforms.spline import ConditionedSpline
 from pyro.nn import AutoRegressiveNN, PyroModule
 from torch import Tensor, nn
@@ -93,6 +98,13 @@ class Point(PyroModule):
         for site in sites:
             setattr(self, f"{site.key}_loc", nn.Parameter(site.initial.clone()))
 
+    @torch.no_grad()
+    def start_at(self, mode: Tensor) -> None:
+        """Take a point: the coordinates of all sites in their order, ``(size,)``."""
+        sizes = [site.initial.numel() for site in self.sites]
+        for site, loc in zip(self.sites, mode.split(sizes), strict=True):
+            getattr(self, f"{site.key}_loc").copy_(loc.reshape(site.initial.shape))
+
     def forward(self, plates: Plates) -> None:
         """Give the sites their values."""
         for site in self.sites:
@@ -140,10 +152,43 @@ class _Joint(PyroModule):
         draw_joint(JOINT_SITE, self.sites, plates, self.distribution())
 
 
-class FullRank(_Joint):
-    r"""A normal distribution with all covariances, :math:`u = m + \mathrm{diag}(s)\,L\,\epsilon`.
+class _Whitened(_Joint):
+    r"""Coordinates :math:`u = u_0 + B v` for fixed :math:`u_0, B` and trained :math:`v`.
 
-    :math:`L` is lower triangular with ones on its diagonal.
+    Zero and the identity at first; :meth:`start_at` makes them those of a normal approximation.
+    However strongly the posterior correlates its coordinates, what is trained is then near a
+    standard normal distribution, and one learning rate fits all of it.
+
+    Parameters
+    ----------
+    sites
+        The sites.
+    init_scale
+        Standard deviation of every coordinate to start from.
+    """
+
+    origin: Tensor
+    base: Tensor
+
+    def __init__(self, sites: Sequence[LatentSite], init_scale: float) -> None:
+        super().__init__(sites, init_scale)
+        self.register_buffer("origin", torch.zeros_like(self.loc))
+        self.register_buffer("base", torch.eye(self.size).to(self.loc))
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take a normal distribution; see :meth:`_Joint.start_at`."""
+        self.origin.copy_(mean)
+        self.base.copy_(torch.linalg.cholesky(covariance))
+        self.loc.zero_()
+        self.log_scale.zero_()
+
+
+class FullRank(_Whitened):
+    r"""A normal distribution with all covariances.
+
+    Of the whitened coordinates, :math:`v = m + \mathrm{diag}(s)\,L\,\epsilon` with :math:`L` lower
+    triangular and ones on its diagonal.
 
     Parameters
     ----------
@@ -164,14 +209,15 @@ class FullRank(_Joint):
     @torch.no_grad()
     def start_at(self, mean: Tensor, covariance: Tensor) -> None:
         """Take a normal distribution; see :meth:`_Joint.start_at`."""
-        factor = torch.linalg.cholesky(covariance)
-        self.loc.copy_(mean)
-        self.log_scale.copy_(factor.diagonal().log())
-        self.lower.copy_((factor / factor.diagonal()[:, None]).tril(-1) / self._unit)
+        super().start_at(mean, covariance)
+        self.lower.zero_()
 
     def distribution(self) -> dist.Distribution:
         """Distribution of the coordinates."""
-        return full_rank_normal(self.loc, self.log_scale.exp(), self.lower * self._unit)
+        lower = self.lower * self._unit
+        return full_rank_normal(
+            self.loc, self.log_scale.exp(), lower, origin=self.origin, base=self.base
+        )
 
 
 class LowRank(_Joint):
@@ -222,7 +268,7 @@ class LowRank(_Joint):
         return PathDerivative(dist.LowRankMultivariateNormal, self.loc, factors, scale**2)
 
 
-class Flow(_Joint):
+class Flow(_Whitened):
     r"""A normalising flow: two inverse autoregressive layers, splines, location and scale.
 
     The layers have linear skip connections, so every normal distribution is a member of the family;
@@ -263,6 +309,7 @@ class Flow(_Joint):
         transforms.append(ConditionedSpline(self._bends, bound=_BOUND, order="quadratic"))
         scale = self.log_scale.exp()
         transforms.append(AffineTransform(self.loc, scale, event_dim=1, cache_size=1))
+        transforms.append(LowerCholeskyAffine(self.origin, self.base, cache_size=1))
         base = dist.Normal(torch.zeros_like(scale), torch.ones_like(scale)).to_event(1)
         return dist.TransformedDistribution(base, transforms)
 

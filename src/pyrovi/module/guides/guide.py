@@ -69,6 +69,8 @@ class StoryGuide(PyroModule):
 
     enumerated_sites: tuple[str, ...] = ()
     site_names: tuple[str, ...] = ()
+    is_amortised = False
+    """Whether an encoder gives the local sites."""
 
     def __init__(
         self,
@@ -222,6 +224,8 @@ class AutoAmortized(StoryGuide):
     ----------
     Kingma & Welling 2014, Auto-encoding variational Bayes.
     """
+
+    is_amortised = True
 
     def __init__(
         self,
