@@ -203,9 +203,9 @@ def test_unknown_statistics_are_explained(poisson) -> None:
         posterior_predictive_checks(poisson, num_samples=2, statistics=["moments", "moments"])
 
 
-def test_a_statistic_that_is_no_sum_is_refused(model: Any) -> None:
-    def range_of_values(values: Any, _: Any) -> Any:
+def test_a_statistic_that_is_no_sum_is_refused(trained) -> None:
+    def range_of_values(values, _):
         return values.amax((1, 2)) - values.amin((1, 2))
 
     with pytest.raises(ModelError, match=r"'range_of_values' of \d+ observations is not the sum"):
-        posterior_predictive_checks(model, statistics=[range_of_values], num_samples=3)
+        posterior_predictive_checks(trained, statistics=[range_of_values], num_samples=3)

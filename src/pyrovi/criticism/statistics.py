@@ -315,8 +315,8 @@ class Additive(Statistic):
                 f"The statistic {self.name!r} of {minibatch.n} observations is not the sum of "
                 f"those of the first {half} and of the others, so it cannot be added up over "
                 "minibatches. Return sums over the observations (and divide afterwards), or write "
-                "a subclass of pyrovi.criticism.Statistic, whose result() is computed when all have "
-                "been seen."
+                "a subclass of pyrovi.criticism.Statistic, whose result() is computed when all "
+                "have been seen."
             )
 
     def _evaluate(self, values: Tensor, minibatch: Minibatch) -> Tensor:
