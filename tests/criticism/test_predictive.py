@@ -208,4 +208,10 @@ def test_a_statistic_that_is_no_sum_is_refused(trained) -> None:
         return values.amax((1, 2)) - values.amin((1, 2))
 
     with pytest.raises(ModelError, match=r"'range_of_values' of \d+ observations is not the sum"):
-        posterior_predictive_checks(trained, statistics=[range_of_values], num_samples=3)
+        posterior_predictive_checks(
+            trained, statistics=[range_of_values], num_samples=3, batch_size=8
+        )
+    whole = posterior_predictive_checks(
+        trained, statistics=[range_of_values], num_samples=3, batch_size=10**6
+    )
+    assert whole.replicated["range_of_values"].shape == (3,)

@@ -292,11 +292,14 @@ class Additive(Statistic):
     def __init__(self, name: str, function: Callable[[Tensor, Minibatch], Tensor]) -> None:
         self.name, self.function = name, function
         self._sum: Tensor | None = None
+        self._checked = False
 
     def update(self, values: Tensor, minibatch: Minibatch) -> None:
         found = self._evaluate(values, minibatch)
-        if self._sum is None and minibatch.n > 1:
+        # of one minibatch alone a statistic may be anything
+        if self._sum is not None and minibatch.n > 1 and not self._checked:
             self._check_additive(found, values, minibatch)
+            self._checked = True
         found = found.double().cpu()
         self._sum = found if self._sum is None else self._sum + found
 
@@ -314,9 +317,9 @@ class Additive(Statistic):
             raise ModelError(
                 f"The statistic {self.name!r} of {minibatch.n} observations is not the sum of "
                 f"those of the first {half} and of the others, so it cannot be added up over "
-                "minibatches. Return sums over the observations (and divide afterwards), or write "
-                "a subclass of pyrovi.criticism.Statistic, whose result() is computed when all "
-                "have been seen."
+                "minibatches. Give a batch_size of all observations, return sums over them (and "
+                "divide afterwards), or write a subclass of pyrovi.criticism.Statistic, whose "
+                "result() is computed when all have been seen."
             )
 
     def _evaluate(self, values: Tensor, minibatch: Minibatch) -> Tensor:
