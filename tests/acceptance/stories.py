@@ -159,10 +159,12 @@ def hmm_example(data: Any) -> Case:
         mu = pyro.deterministic("mu", torch.stack([mu0, mu0 + gap], -1), event_dim=1)
         prior = dist.Normal(torch.tensor([3.0, 10.0]), 1.0)
         pyro.factor("mu_prior", prior.log_prob(mu).sum(-1))
-        chain = dist.DiscreteHMM(
-            torch.zeros(2), torch.stack([theta1, theta2], -2).log(), dist.Normal(mu, 1.0)
-        )
-        pyro.sample("y", chain, obs=y.to(mu.dtype))
+        # Pyro's chain makes a transition before its first observation: the first one stands alone
+        first = dist.Normal(mu, 1.0).log_prob(y[0].to(mu.dtype))
+        pyro.factor("first", first.logsumexp(-1))
+        rows = torch.stack([theta1, theta2], -2).log()
+        chain = dist.DiscreteHMM(first, rows, dist.Normal(mu, 1.0))
+        pyro.sample("y", chain, obs=y[1:].to(mu.dtype))
 
     return story, {}
 
