@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.train.toys import QUIET, Amortised, Mean, scvi, toy
 
-from pyrovi.criticism.diagnosis import diagnose
+from pyrovi.criticism.diagnose_rows import Check
+from pyrovi.criticism.diagnosis import Diagnosis, diagnose
 from pyrovi.errors import ModelError
 
 SETTLED = {"lr": 0.05, "lr_decay": 0.02, "n_epochs_kl_warmup": 0}
@@ -111,3 +112,15 @@ def test_messages():
     model = toy(Mean)
     with pytest.raises(ModelError, match="has not been trained"):
         diagnose(model)
+
+
+def test_the_verdict_counts_what_was_checked() -> None:
+    def checks(*verdicts: str) -> Diagnosis:
+        return Diagnosis("svi", tuple(Check(v, 0.0, 1.0, v, "") for v in verdicts))
+
+    assert checks("pass", "pass").verdict == "passed"
+    assert checks("pass", "warn", "warn").verdict == "passed, with 2 warnings"
+    nothing = checks("not available")
+    assert nothing.verdict == "nothing could be checked"
+    assert not nothing.passed
+    assert checks("pass", "fail").verdict == "failed: fail"

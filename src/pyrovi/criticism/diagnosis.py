@@ -48,8 +48,21 @@ class Diagnosis:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed. Warnings, and what could not be checked, do not count."""
-        return not self.failed
+        """Whether something was checked and no check failed; warnings do not count."""
+        return self._count("pass", "warn") > 0 and not self.failed
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words: what failed, or how many checks passed, and how many warn."""
+        if self.failed:
+            return f"failed: {', '.join(self.failed)}"
+        if not self._count("pass", "warn"):
+            return "nothing could be checked"
+        warnings = self._count("warn")
+        return "passed" + (f", with {warnings} warning{'s' * (warnings > 1)}" if warnings else "")
+
+    def _count(self, *verdicts: str) -> int:
+        return sum(check.verdict in verdicts for check in self.checks)
 
     @property
     def failed(self) -> list[str]:
@@ -63,8 +76,7 @@ class Diagnosis:
             + (f"\n{'':>15}-> {check.advice}" if check.advice else "")
             for check in self.checks
         ]
-        head = "passed" if self.passed else f"failed: {', '.join(self.failed)}"
-        return f"Diagnosis ({self.method}): {head}\n" + "\n".join(lines)
+        return f"Diagnosis ({self.method}): {self.verdict}\n" + "\n".join(lines)
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -76,7 +88,8 @@ class Diagnosis:
             for check in self.checks
         )
         head = "".join(f"<th>{name}</th>" for name in ("check", "found", "verdict", "advice"))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        title = f"<caption>Diagnosis ({self.method}): {escape(self.verdict)}</caption>"
+        return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def diagnose(
