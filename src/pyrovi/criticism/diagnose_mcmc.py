@@ -9,8 +9,10 @@ import numpy as np
 
 from pyrovi.criticism.diagnose_rows import Check, graded, unavailable
 from pyrovi.model.summary import chain_draws
+from pyrovi.module.stored import NormalPosterior
 from pyrovi.posterior.alignment import Symmetry
 from pyrovi.posterior.convergence import convergence_statistics, ebfmi
+from pyrovi.posterior.pareto import psis
 from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:
@@ -116,23 +118,31 @@ def approximation_checks(model: BaseModelClass) -> list[Check]:
     statistics = getattr(posterior, "statistics", {})
     for name in _KHAT:
         if name in statistics:
-            return [
-                graded(
-                    "k-hat of the approximation",
-                    float(statistics[name].double().max()),
-                    (0.7, 1.0),
-                    "The approximation misses parts of the posterior: use method='nuts', or check "
-                    "it against SVI.",
-                ),
-                *_effective_draws(statistics),
-            ]
+            khat = float(statistics[name].double().max())
+            return [_approximation(khat), *_effective_draws(statistics)]
+    if isinstance(posterior, NormalPosterior):
+        exported = model.to_arviz(groups=["sample_stats"], num_samples=_WEIGHED_DRAWS)
+        _, found = psis(exported["sample_stats"]["log_weight"].values.reshape(-1))
+        return [_approximation(float(found))]
     return [
         unavailable(
             "k-hat of the approximation",
-            f"A {type(posterior).__name__} has no importance weights of its own. Compare with "
-            "method='nuts'.",
+            "A point has no spread, and no weights to judge it by. Compare with method='nuts'.",
         )
     ]
+
+
+_WEIGHED_DRAWS = 1000
+
+
+def _approximation(khat: float) -> Check:
+    return graded(
+        "k-hat of the approximation",
+        khat,
+        (0.7, 1.0),
+        "The approximation misses parts of the posterior: use method='nuts', or check it against "
+        "SVI.",
+    )
 
 
 def _effective_draws(statistics: Mapping[str, Any]) -> list[Check]:
