@@ -61,8 +61,8 @@ def convergence_defaults(
             # noise of minibatches asks for smaller steps, and more of them
             "lr": (0.5 if factorised and not near else 0.1) / (1 if per_epoch == 1 else 2),
             "eps": 1e-12,
-            "lr_decay": 0.02,
-            "antithetic": True,
+            "lr_decay": 0.02 if near else 0.006,
+            "antithetic": near,
             "n_epochs_kl_warmup": 0,
         },
     }
