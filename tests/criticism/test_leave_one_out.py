@@ -13,7 +13,7 @@ from tests.criticism.exact import exact_loo, exact_model, simulated
 from tests.module.stories import Pair, given
 
 from pyrovi.criticism.elpd import difference_estimate
-from pyrovi.criticism.leave_one_out import _pointwise, loo
+from pyrovi.criticism.leave_one_out import _pointwise, _relative_efficiency, loo
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model.amortization import amortization_gap
 from pyrovi.model.local_fit import local_fit
@@ -95,7 +95,7 @@ def test_bias_of_few_inner_draws_is_foretold() -> None:
 def test_likelihoods_that_differ_by_thousands_of_nats_neither_over_nor_underflow() -> None:
     values = np.random.default_rng(0).normal(-5000, 900, size=(100, 3))
     values = xr.DataArray(values, dims=("draw", "obs"), coords={"obs": ["a", "b", "c"]})
-    table, _ = _pointwise(values, xr.Dataset())
+    table, _ = _pointwise(values, xr.Dataset(), 1.0)
     assert np.isfinite(table["elpd"]).all()
     assert (table["elpd"] >= values.min("draw").values - 1e-6).all()
     assert not table["good"].any()
@@ -229,3 +229,32 @@ def test_only_training_observations_can_be_left_out() -> None:
         loo(model, indices=[3, 17])
     with pytest.raises(DataError, match="names an observation twice"):
         loo(model, indices=[3, 3])
+
+
+def test_tails_are_as_long_as_the_effective_number_of_draws_allows() -> None:
+    """Chains that stick have fewer draws to tell the shape of a tail from; ArviZ agrees."""
+    rng = np.random.default_rng(0)
+    values = xr.DataArray(-np.abs(rng.standard_t(3, size=(400, 5))), dims=("draw", "obs"))
+    values = values.assign_coords(obs=list("abcde"))
+    table, _ = _pointwise(values, xr.Dataset(), 0.1)
+    weights, khat = psis(-values.values, reff=0.1)
+    np.testing.assert_allclose(table["khat"], khat)
+    assert not np.allclose(khat, psis(-values.values)[1])
+    np.testing.assert_allclose(table["elpd"], np.log(np.exp(weights + values.values).sum(0)))
+
+
+def test_relative_efficiency_is_that_of_the_stored_chains() -> None:
+    rng = np.random.default_rng(1)
+    steps = rng.normal(size=(4, 500))
+    chain = np.zeros((4, 500))
+    for t in range(1, 500):
+        chain[:, t] = 0.8 * chain[:, t - 1] + steps[:, t]  # efficiency (1 - 0.8) / (1 + 0.8)
+    model = exact_model(*DATA)
+    shape = model.sample_posterior("m", num_samples=1)["m"].shape[1:]
+    draws = torch.as_tensor(chain).reshape(4, 500, *(1,) * len(shape)).expand(4, 500, *shape)
+    model.module.use_posterior(StoredDraws({"m": draws}))
+    values = xr.Dataset({"m": (("draw", "k"), chain.reshape(-1, 1))})
+    assert _relative_efficiency(model, values) == pytest.approx(0.2 / 1.8, rel=0.35)
+    assert _relative_efficiency(model, values.isel(draw=slice(0, 100))) == 1.0
+    model.module.use_posterior(None)
+    assert _relative_efficiency(model, values) == 1.0

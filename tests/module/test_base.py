@@ -152,3 +152,13 @@ def test_training_finds_the_exact_posterior(batch_size: int | None) -> None:
     assert module.log_scale.exp().item() == pytest.approx(scale, rel=0.15)
     bound = model.get_elbo(num_samples=4_000) * 40
     assert bound == pytest.approx(Mean.log_evidence(X), abs=0.08)
+
+
+def test_attributes_may_not_hide_properties() -> None:
+    class Hiding(PyroBaseModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.posterior = torch.nn.Linear(2, 2)
+
+    with pytest.raises(ModelError, match=r"Hiding\.posterior cannot be assigned.*another name"):
+        Hiding()

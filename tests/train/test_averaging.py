@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from tests.train.regressions import regression
 from tests.train.toys import QUIET, Amortised, Mean, assert_same, parameters, scvi, toy
 
+import pyrovi as pv
+from pyrovi import settings
 from pyrovi.errors import TrainingError
 from pyrovi.train.averaging import IterateAveraging
 from pyrovi.train.callbacks import ELBOConvergence, block_change
-from pyrovi.train.converge import convergence_defaults, has_location_scale_guide
+from pyrovi.train.converge import (
+    convergence_defaults,
+    has_location_scale_guide,
+    slow_and_steady,
+)
 from pyrovi.train.scaled_adam import ScaledAdam
 from pyrovi.train.schedulers import GeometricDecay
 
@@ -117,6 +125,50 @@ def test_recipe_is_for_guides_of_locations_and_scales():
     assert convergence_defaults(scvi().module, 100, 10) == {}
     options = convergence_defaults(regression(20).module, 100, 10)
     assert options["train_size"] == 1.0
+
+
+def test_other_guides_get_falling_rates_and_encoders_are_not_averaged():
+    plain = slow_and_steady(toy(Mean).module, 100, 10)
+    assert plain["averaging"]
+    assert plain["max_epochs"] * 10 == 6000
+    assert plain["plan_kwargs"] == {"lr": 0.05, "lr_decay": 0.02, "n_epochs_kl_warmup": 0}
+    assert slow_and_steady(toy(Mean).module, 100, None, near=True)["max_epochs"] == 4000
+
+
+def test_antithetic_steps_are_for_guides_with_locations_and_scales():
+    with pytest.raises(TrainingError, match="locations and scales alone"):
+        toy(Amortised).train(1, plan_kwargs={"antithetic": True}, **QUIET)
+    with pytest.raises(TrainingError, match="guides by name"):  # whose own code draws the noise
+        regression(20).train(1, plan_kwargs={"antithetic": True}, **QUIET)
+
+
+def straight_line(x, y):
+    """Two coefficients whose posterior is normal."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pv.obs_plate():
+        pyro.sample("y", dist.Normal(w[0] + w[1] * x, 0.3), obs=y)
+
+
+def test_the_noise_of_antithetic_pairs_cancels():
+    """Of plain gradient steps, two mirrored ones move a normal posterior's mean without noise."""
+    x = np.linspace(-1, 1, 20)
+    data = {"x": x, "y": 2 * x + 1}
+    spread = {}
+    for antithetic in (False, True):
+        ends = []
+        for seed in range(4):
+            settings.seed = 0  # of the values to start from
+            model = pv.from_pyro(straight_line, data)
+            settings.seed = seed
+            plan = {
+                "optim": torch.optim.SGD, "lr": 1e-4, "n_epochs_kl_warmup": 0, "weight_decay": 0.0,
+                "antithetic": antithetic,
+            }  # fmt: skip
+            model.train(40, start=None, averaging=False, plan_kwargs=plan, **QUIET)
+            locations = [p for n, p in model.module.named_parameters() if n.endswith("loc")]
+            ends.append(torch.cat([p.detach().reshape(-1) for p in locations]))
+        spread[antithetic] = float(torch.stack(ends).std(0).max())
+    assert spread[True] < 0.2 * spread[False]
 
 
 @pytest.mark.slow

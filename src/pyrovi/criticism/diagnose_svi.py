@@ -142,8 +142,8 @@ def _bounds(
             training.mcse / max(abs(training.value), 1e-12),
             (0.01, 0.05),
             advice,
-            detail=f"ELBO {training.value:.5g} +- {training.mcse:.2g} per observation, "
-            f"{training.n_obs} observations",
+            detail=f"ELBO {training.value:.5g} per observation, standard error {training.mcse:.2g} "
+            f"of the draws, {training.se:.2g} of the sample of {training.n_obs} observations",
         )
     ]
     held_out = model.validation_indices

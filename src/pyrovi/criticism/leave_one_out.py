@@ -17,8 +17,10 @@ from pyrovi.model.marginal import marginal_log_likelihood
 from pyrovi.module.ledger import Role
 from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.arviz import to_container, with_chain
+from pyrovi.posterior.convergence import ess_mean
 from pyrovi.posterior.pareto import khat_threshold, psis
 from pyrovi.posterior.point_estimates import model_parameters, point_sites
+from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +176,8 @@ def loo(
         **options,
     )
     likelihood = draws["log_likelihood"]
-    pointwise, threshold = _pointwise(likelihood, draws)
+    globals_ = _global_draws(model, likelihood, seed)
+    pointwise, threshold = _pointwise(likelihood, draws, _relative_efficiency(model, globals_))
     values = pointwise["elpd"].to_numpy()
     approximation, subsampling_se = None, 0.0
     if subsample is None:
@@ -197,7 +200,7 @@ def loo(
         inner_bias=float(pointwise["inner_bias"].mean() * len(positions)),
         khat_threshold=threshold,
         log_likelihood=likelihood,
-        posterior=_global_draws(model, likelihood, seed),
+        posterior=globals_,
     )
 
 
@@ -296,11 +299,28 @@ def log_mean_exp(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def _pointwise(likelihood: xr.DataArray, draws: xr.Dataset) -> tuple[pd.DataFrame, float]:
+def _relative_efficiency(model: BaseModelClass, draws: xr.Dataset) -> float:
+    """Effective number of draws over their number: the mean over the scalars, as ArviZ takes it."""
+    posterior, num_draws = model.module.posterior, draws.sizes["draw"]
+    if (
+        not isinstance(posterior, StoredDraws)
+        or not model.sites.names(Role.GLOBAL)
+        or num_draws != posterior.num_chains * posterior.num_draws
+    ):
+        return 1.0  # independent draws of a guide, or some of a chain, far from each other
+    _, values = scalar_columns(draws, ("draw",))
+    ess = ess_mean(values.reshape(posterior.num_chains, posterior.num_draws, -1))
+    ess = ess[np.isfinite(ess)]
+    return float(ess.mean() / num_draws) if len(ess) else 1.0
+
+
+def _pointwise(
+    likelihood: xr.DataArray, draws: xr.Dataset, reff: float
+) -> tuple[pd.DataFrame, float]:
     import pandas as pd
 
     values = likelihood.values
-    weights, khat = psis(-values)
+    weights, khat = psis(-values, reff=reff)
     elpd = log_mean_exp(weights + values) + np.log(len(values))
     threshold = khat_threshold(len(values))
     table = pd.DataFrame(

@@ -98,6 +98,12 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     _names: Mapping[str, tuple[str, ...]] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(PyroBaseModule, name, None), property):
+            # torch would register a module or parameter of this name, and hide the property
+            raise ModelError(
+                f"{type(self).__name__}.{name} cannot be assigned: it is a property of every "
+                "PyroBaseModule. Give the attribute another name."
+            )
         if isinstance(value, PyroModule):
             adopt(value)
         super().__setattr__(name, value)

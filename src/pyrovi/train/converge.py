@@ -97,6 +97,12 @@ def slow_and_steady(
     }
 
 
+def has_mirrored_guide(module: PyroBaseModule) -> bool:
+    """Whether the guide is one by name all of whose noise can be reflected about its means."""
+    guide = getattr(module, "guide", None)
+    return isinstance(guide, StoryGuide) and has_location_scale_guide(module)
+
+
 def has_location_scale_guide(module: PyroBaseModule) -> bool:
     """Whether every trained parameter stands in a guide that has locations with scales."""
     names = [name for name, p in module.named_parameters() if p.requires_grad]

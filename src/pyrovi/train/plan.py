@@ -21,7 +21,7 @@ from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.guides.distributions import mirrored
 from pyrovi.module.handlers import AnnealKL
 from pyrovi.module.ledger import Role
-from pyrovi.train.converge import has_location_scale_guide
+from pyrovi.train.converge import has_mirrored_guide
 from pyrovi.train.loggers import HistoryLogger
 from pyrovi.train.metrics import EpochMean, elbo_parts, enumerated_parts, record_traces
 from pyrovi.train.objectives import check_objective, choose_warmup
@@ -136,11 +136,11 @@ class SVITrainingPlan(pl.LightningModule):
                 "pyro.optim object) would both set the learning rate; choose one."
             )
         self.lr_decay = lr_decay
-        if antithetic and not has_location_scale_guide(module):
+        if antithetic and not has_mirrored_guide(module):
             raise TrainingError(
                 "antithetic=True reflects the noise of guides by name that have locations and "
-                "scales alone ('normal', 'mvn', 'lowrank'); the guide of this module has other "
-                "parameters. Leave it out."
+                "scales alone ('normal', 'mvn', 'lowrank'). The guide of this module is none; "
+                "leave it out."
             )
         self.antithetic, self._mirrors = antithetic, False
         self._make_plateau: Callable[[Optimizer], Any] | None = None

@@ -174,3 +174,22 @@ def test_sites_start_in_the_middle_of_their_prior() -> None:
         assert found["far"][0].item() == pytest.approx(1000, abs=3)
         assert found["near_it"][0].item() == pytest.approx(found["far"][0].item(), abs=2)
         assert found["scale"][0].log().item() == pytest.approx(7, abs=0.5)
+
+
+def test_lowrank_starts_at_a_factor_analysis_of_the_approximation() -> None:
+    """A covariance of the family is taken as it is, however strong its correlations."""
+    rng = np.random.default_rng(3)
+    loadings = rng.normal(size=(9, 2))
+    sd = np.exp(rng.normal(size=9))
+    covariance = sd[:, None] * (loadings @ loadings.T + 0.02 * np.eye(9)) * sd
+
+    def story(X: Tensor) -> None:
+        pyro.sample("u", dist.Normal(torch.zeros(9), 1.0).to_event(1))
+
+    pair = pair_of(story, torch.zeros(3, 1), "lowrank", rank=2)
+    family = pair.guide.globals
+    family.start_at(torch.arange(9.0), torch.tensor(covariance, dtype=torch.float32))
+    started = family.distribution()._drawn
+    np.testing.assert_allclose(started.mean.detach(), np.arange(9.0))
+    found = started.covariance_matrix.detach().numpy() / np.outer(sd, sd)
+    np.testing.assert_allclose(found, covariance / np.outer(sd, sd), atol=0.02 * found.max())

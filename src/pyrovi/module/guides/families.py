@@ -33,6 +33,8 @@ JOINT_SITE = "_globals_on_real_line"
 
 _BINS, _BOUND = 8, 4.0  # of the splines, which are the identity outside of (-bound, bound)
 
+_FACTOR_ANALYSIS_STEPS = 100
+
 MAX_JOINT_SIZE = 4096
 """Largest number of coordinates of families whose parameters grow with its square."""
 
@@ -252,14 +254,21 @@ class LowRank(_Joint):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, covariance: Tensor) -> None:
-        """Take a normal distribution, half of whose variances the factors may explain."""
+        """Take the nearest member of the family: a factor analysis of the covariance."""
         super().start_at(mean, covariance)
-        self.log_scale.sub_(math.log(2) / 2)
-        scale = self.log_scale.exp()
-        values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
-        rank = self.factors.shape[1]
-        lengths = (values[-rank:] - 1).clamp_min(1e-4).sqrt()
-        self.factors.copy_(vectors[:, -rank:] * lengths)
+        sd = covariance.diagonal().sqrt()
+        correlation = covariance / torch.outer(sd, sd)
+        uniqueness = torch.full_like(sd, 0.5)
+        for _ in range(_FACTOR_ANALYSIS_STEPS):
+            scale = uniqueness.sqrt()
+            values, vectors = torch.linalg.eigh(correlation / torch.outer(scale, scale))
+            rank = self.factors.shape[1]
+            lengths = (values[-rank:] - 1).clamp_min(1e-6).sqrt()
+            factors = vectors[:, -rank:] * lengths
+            explained = uniqueness * factors.square().sum(1)
+            uniqueness = (1 - explained).clamp_min(1e-6)
+        self.factors.copy_(factors)
+        self.log_scale.copy_(sd.log() + scale.log())
 
     def distribution(self) -> dist.Distribution:
         """Distribution of the coordinates."""
