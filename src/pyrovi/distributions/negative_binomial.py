@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovi.distributions import sparse_counts
 from pyrovi.distributions._base import (
     CompactDistribution,
     Constraints,
@@ -215,7 +216,10 @@ class NegativeBinomial(CompactDistribution):
         if "logits" in self._parameters:
             stored = self._parameters
             return log_nb_logits(value, stored["total_count"], stored["logits"])
-        return log_nb_positive(value, self._mu(), self._theta())
+        mu, theta = self._mu(), self._theta()
+        if sparse_counts.applies(value, mu, theta):
+            return sparse_counts.log_nb(value, mu, theta)
+        return log_nb_positive(value, mu, theta)
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return sample_nb(self._mu(), self._theta(), shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovi.distributions import sparse_counts
 from pyrovi.distributions._base import (
     CompactDistribution,
     Constraints,
@@ -87,7 +88,12 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return _inflated_variance(self.zi_logits, self.mu, self._nb_variance())
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        return add_zero_inflation(value, super()._log_prob(value), self._parameters["zi_logits"])
+        zi_logits = self._parameters["zi_logits"]
+        if "logits" not in self._parameters:
+            mu, theta = self._mu(), self._theta()
+            if sparse_counts.applies(value, mu, theta, zi_logits):
+                return sparse_counts.log_nb(value, mu, theta, zi_logits)
+        return add_zero_inflation(value, super()._log_prob(value), zi_logits)
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return _inflate(super()._sample(shape), self._parameters["zi_logits"])

@@ -1,0 +1,147 @@
+"""The sparse form of the (zero-inflated) negative binomial against the plain formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyrovi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial, sparse_counts
+from pyrovi.distributions.log_pmf import log_nb_positive, log_zinb_positive
+
+Arguments = list[Tensor]
+
+
+def arguments(
+    dtype: torch.dtype = torch.float64, shared: bool = True, inflated: bool = True
+) -> Arguments:
+    """Counts from none to thousands, means and dispersions over ten orders of magnitude."""
+    rng = np.random.default_rng(0)
+    n, g = 200, 100
+    theta = 10 ** rng.uniform(-5, 5, g if shared else (n, g))
+    mu = 10 ** rng.uniform(-6, 4, (n, g))
+    x = rng.poisson(np.where(rng.random((n, g)) < 0.7, 0.0, np.minimum(mu, 5000.0)))
+    x[:3] = rng.integers(0, 20, (3, g))  # also where they are unlikely
+    zi = rng.normal(0, 8, (n, g))
+    values = [x, mu, theta, *([zi] if inflated else [])]
+    return [torch.as_tensor(v, dtype=dtype) for v in values]
+
+
+def plain(x: Tensor, mu: Tensor, theta: Tensor, *zi: Tensor) -> Tensor:
+    return log_zinb_positive(x, mu, theta, *zi) if zi else log_nb_positive(x, mu, theta)
+
+
+def gradients(function: object, x: Tensor, *parameters: Tensor) -> Arguments:
+    leaves = [p.detach().clone().requires_grad_() for p in parameters]
+    weights = torch.linspace(0.5, 2, len(x), dtype=x.dtype)
+    value = function(x, *leaves)  # type: ignore[operator]
+    (value.sum(-1) * weights).sum().backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("inflated", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_values_and_gradients_over_the_whole_range(shared: bool, inflated: bool) -> None:
+    given = arguments(shared=shared, inflated=inflated)
+    assert sparse_counts.applies(*given)
+    for found, wanted in zip(gradients(sparse_counts.log_nb, *given), gradients(plain, *given),
+                             strict=True):  # fmt: skip
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("inflated", [False, True])
+def test_single_precision_is_as_good_as_that_of_the_formula(inflated: bool) -> None:
+    exact = gradients(plain, *arguments(inflated=inflated))
+    given = arguments(torch.float32, inflated=inflated)
+    ours, theirs = gradients(sparse_counts.log_nb, *given), gradients(plain, *given)
+    for wanted, a, b in zip(exact, ours, theirs, strict=True):
+        scale = wanted.abs().clamp_min(1)
+        error, theirs_error = ((f.double() - wanted).abs() / scale for f in (a, b))
+        assert error.mean() <= 1.5 * theirs_error.mean() + 1e-7
+        assert error.max() <= 3 * theirs_error.max() + 1e-6
+
+
+def test_log_mass_is_that_of_scipy() -> None:
+    x, mu, theta = arguments(inflated=False)
+    wanted = stats.nbinom.logpmf(x.numpy(), theta.numpy(), 1 / (1 + (mu / theta).numpy()))
+    found = sparse_counts.log_nb(x, mu, theta).numpy()
+    usual = np.isfinite(wanted) & (theta.numpy() < 100) & (theta.numpy() > 1e-2)
+    np.testing.assert_allclose(found[usual], wanted[usual], rtol=1e-7, atol=1e-8)
+
+
+def test_means_of_zero_and_broken_counts() -> None:
+    x, mu, theta, zi = arguments()
+    mu[:50] = 0.0
+    x[:20] = 0.0
+    x[100:] += 0.5 * (x[100:] > 0)  # no count: the table of whole numbers is no use
+    for given in ((x, mu, theta), (x, mu, theta, zi)):
+        found, wanted = sparse_counts.log_nb(*given), plain(*given)
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
+    assert torch.isneginf(found[20:50][x[20:50] > 0]).all()
+    inside = [x[:20].repeat(20, 1), mu[:20].repeat(20, 1), theta, zi[:20].repeat(20, 1)]
+    for a, b in zip(gradients(sparse_counts.log_nb, *inside), gradients(plain, *inside),
+                    strict=True):  # fmt: skip
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_general_weights_and_gradients_of_gradients() -> None:
+    x, mu, theta, zi = arguments()
+    x, mu, theta = x.clamp(max=50), mu.clamp(1e-2, 1e2), theta.clamp(1e-1, 1e2)
+    weights = torch.randn_like(mu)
+    second = []
+    for function in (sparse_counts.log_nb, plain):
+        leaves = [p.clone().requires_grad_() for p in (mu, theta, zi)]
+        value = (function(x, *leaves) * weights).sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        total = sum((g * g.detach().sin()).sum() for g in first)
+        second.append([*first, *torch.autograd.grad(total, leaves)])
+    for found, wanted in zip(*second, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    x, mu, theta, zi = arguments()
+    theta.requires_grad_()
+    value = sparse_counts.log_nb(x, mu, theta, zi)
+    value.sum().backward()
+    assert theta.grad is not None
+    assert mu.grad is None
+    with torch.no_grad():
+        torch.testing.assert_close(sparse_counts.log_nb(x, mu, theta, zi), value.detach())
+
+
+def test_where_it_does_not_apply() -> None:
+    x, mu, theta, zi = arguments()
+    assert not sparse_counts.applies(x[:9], mu[:9], theta)  # small
+    assert not sparse_counts.applies(x, mu, theta[0])  # a number
+    assert not sparse_counts.applies(x[:1], mu, theta)  # to be broadcast
+    assert not sparse_counts.applies(x.float(), mu, theta)
+    assert not sparse_counts.applies(x, mu, theta, zi[:1])
+    seen = []
+
+    def traced(mu: Tensor) -> Tensor:
+        seen.append(sparse_counts.applies(x, mu, theta))
+        return NegativeBinomial(mu=mu, theta=theta, validate_args=False).log_prob(x)
+
+    mapped = torch.func.vmap(traced)(torch.stack([mu, mu]))
+    assert seen == [False]
+    torch.testing.assert_close(mapped[0], sparse_counts.log_nb(x, mu, theta))
+
+
+def test_distributions_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, mu, theta, zi = arguments()
+    called = []
+
+    def spy(*given: Tensor) -> Tensor:
+        called.append(len(given))
+        return log_nb(*given)
+
+    log_nb = sparse_counts.log_nb
+    monkeypatch.setattr(sparse_counts, "log_nb", spy)
+    found = NegativeBinomial(mu=mu, theta=theta).to_event(1).log_prob(x)
+    torch.testing.assert_close(found, plain(x, mu, theta).sum(-1), rtol=1e-7, atol=1e-7)
+    found = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi).log_prob(x)
+    torch.testing.assert_close(found, plain(x, mu, theta, zi), rtol=1e-7, atol=1e-7)
+    assert called == [3, 4]
