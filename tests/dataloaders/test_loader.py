@@ -153,11 +153,11 @@ def test_the_default_number_of_workers_is_the_setting(manager: AnnDataManager) -
 
 def test_the_default_batch_size_is_the_setting(manager: AnnDataManager) -> None:
     settings.batch_size = 20
-    assert [batch.n for batch in AnnDataLoader(manager)] == [20, 20, 13]
+    assert [batch.n for batch in AnnDataLoader(manager)] == [18, 18, 17]
 
 
-def test_sizes_of_the_last_minibatch(manager: AnnDataManager) -> None:
-    assert [b.n for b in AnnDataLoader(manager, batch_size=13)] == [13, 13, 13, 13, 1]
+def test_minibatches_are_of_about_one_size(manager: AnnDataManager) -> None:
+    assert [b.n for b in AnnDataLoader(manager, batch_size=13)] == [11, 11, 11, 10, 10]
     assert [b.n for b in AnnDataLoader(manager, batch_size=13, drop_last=True)] == [13] * 4
 
 

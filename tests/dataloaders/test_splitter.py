@@ -127,7 +127,7 @@ def test_every_rank_loads_its_share(manager: AnnDataManager, ranks: Callable[...
     for rank in range(2):
         ranks(rank, 2)
         batches = list(splitter.train_dataloader())
-        assert [b.n for b in batches] == [10, 10, 4]
+        assert [b.n for b in batches] == [8, 8, 8]
         assert {b.n_obs for b in batches} == {48}
         shares += [i for b in batches for i in b.indices.tolist()]
     assert sorted(shares) == splitter.train_idx.tolist()

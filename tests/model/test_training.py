@@ -72,14 +72,21 @@ def test_sparse_minibatches_train_as_dense_ones():
         scvi(sparse).train(1, batch_size=None, load_sparse_tensor=True, **QUIET)
 
 
-def test_last_minibatch_of_one_observation():
-    """Batch norm cannot train on one: 41 = 2 * 20 + 1."""
+def test_minibatches_of_one_observation():
+    """Batch norm cannot train on one: minibatches are of about one size, 41 = 14 + 14 + 13."""
     model = scvi()
     indexing = {"external_indexing": [range(41), range(41, 80)]}
     model.train(2, batch_size=20, datasplitter_kwargs=indexing, **QUIET)
-    assert model._training.state["steps"] == 4
+    assert model._training.state["steps"] == 6
+    # at most two at a time, 5 = 2 + 2 + 1: every epoch leaves out another one
+    pairs = scvi()
+    pairs.train(
+        2, batch_size=2, datasplitter_kwargs={"external_indexing": [range(5), range(41, 80)]},
+        **QUIET,
+    )  # fmt: skip
+    assert pairs._training.state["steps"] == 4
     plain = toy(Amortised)
-    plain.train(2, batch_size=4, datasplitter_kwargs={"external_indexing": [range(9)]}, **QUIET)
+    plain.train(2, batch_size=2, datasplitter_kwargs={"external_indexing": [range(5)]}, **QUIET)
     assert plain._training.state["steps"] == 6
 
 

@@ -40,9 +40,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         Observations to load: positions or a boolean mask; ``None`` loads all. The argument is
         copied.
     batch_size
-        Observations per minibatch; ``None`` takes ``pyrovi.settings.batch_size``. The last
-        minibatch may hold a single observation, which batch normalisation cannot train on: use
-        ``drop_last`` with it.
+        Largest number of observations per minibatch; ``None`` takes ``pyrovi.settings.batch_size``.
+        The minibatches of an epoch differ in size by at most one (:class:`BatchSampler`).
     shuffle
         Whether each epoch has its own random order.
     sampler
@@ -50,7 +49,7 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         minibatches of positions in ``indices``. A :class:`BatchSampler` is copied if ``indices``
         are given; other samplers cannot be resumed within an epoch.
     drop_last
-        Whether to leave out a last minibatch smaller than ``batch_size``.
+        Whether every minibatch has ``batch_size`` observations, and the rest is left out.
     drop_dataset_tail
         With ``distributed_sampler``, leave out observations that do not divide among the ranks
         instead of repeating some.

@@ -7,6 +7,7 @@ disturbs, the global random state of NumPy or torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,13 @@ class BatchSampler(EpochCursor, Sampler[NDArray[np.int64]]):
     positions
         Number ``n`` of observations, or the positions themselves (int64, shape ``(n,)``).
     batch_size
-        Observations per minibatch. The last minibatch may be smaller, down to one observation.
+        Largest number of observations per minibatch. An epoch has as few minibatches as that
+        allows, and their sizes differ by at most one: a small last one would have far more noise
+        than the others, and a single observation cannot be normalised.
     shuffle
         Whether each epoch has its own random order.
     drop_last
-        Whether to leave out a last minibatch smaller than ``batch_size``.
+        Whether every minibatch has ``batch_size`` observations, and the rest is left out.
     drop_dataset_tail
         Whether to leave out up to ``world - 1`` observations instead of seeing some twice.
         Changes nothing with one rank.
@@ -123,9 +126,12 @@ class BatchSampler(EpochCursor, Sampler[NDArray[np.int64]]):
         return np.resize(positions, n * self.world)[self.rank * n : (self.rank + 1) * n]
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        order, size = self.order(), self.batch_size
-        firsts = range(self.start * size, self.n_batches * size, size)
-        return (order[first : first + size] for first in firsts)
+        order = self.order()
+        if self.drop_last:
+            order = order[: self.n_batches * self.batch_size]
+        size, larger = divmod(len(order), self.n_batches)
+        firsts = [i * size + min(i, larger) for i in range(self.start, self.n_batches + 1)]
+        return (order[first:end] for first, end in pairwise(firsts))
 
 
 class BatchDistributedSampler(BatchSampler, DistributedSampler):  # type: ignore[misc, type-arg]

@@ -49,7 +49,7 @@ class DataSplitter(LightningDataModule):
         ``[train, validation, test]`` positions or masks instead of sizes; later ones may be left
         out.
     drop_last
-        Whether to leave out a last training minibatch smaller than ``batch_size``.
+        Whether every training minibatch has ``batch_size`` observations, and the rest is left out.
     batch_size
         Observations per minibatch; ``None`` takes ``pyrovi.settings.batch_size``.
     data_and_attributes

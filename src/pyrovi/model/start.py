@@ -14,6 +14,7 @@ from pyrovi.model.methods import all_at_once
 from pyrovi.model.modes import best_mode, refined_mode
 from pyrovi.module.guides import StoryGuide
 from pyrovi.module.guides.families import Point
+from pyrovi.posterior.batch_and_match import batch_and_match
 from pyrovi.posterior.compiled import ValueAndGradient
 from pyrovi.posterior.curvature import hessian
 from pyrovi.posterior.pathfinder import run_path
@@ -110,6 +111,7 @@ def _candidates(potential: Potential, function: ValueAndGradient) -> Iterator[No
     path = run_path(function, initial, path=0, num_draws=1)
     if _is_covariance(path.covariance):
         yield path.mean, path.covariance
+        yield batch_and_match(function, path.mean, path.covariance)
     curvature = hessian(potential, path.mean)
     if _is_covariance(curvature):
         yield path.mean, np.linalg.inv(curvature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,7 +295,8 @@ def _splitter(
         )
     size = int(batch_size)
     data = DataSplitter(manager, batch_size=size, **options)
-    if data.n_train > 1 and data.n_train % size == 1 and _normalises(model.module):
+    smallest = data.n_train // math.ceil(data.n_train / size)
+    if smallest == 1 < data.n_train and size > 1 and _normalises(model.module):
         # Batch normalisation cannot train on one observation. Every epoch leaves out another one.
         data.drop_last = True
     return data
