@@ -67,6 +67,10 @@ class OptimizerPlan:
         return {f"{name}/pg{i}": float(group["lr"]) for i, group in enumerate(groups, 1)}
 
 
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimisers that update all parameters in one pass, if told so."""
+
+
 def build_optimizer(
     spec: OptimizerSpec | None,
     named_parameters: NamedParameters,
@@ -114,6 +118,8 @@ def build_optimizer(
     known = inspect.signature(make).parameters.values()
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known)
     accepted = {k: v for k, v in defaults.items() if takes_any or k in {p.name for p in known}}
+    if make in _FUSED and not {"foreach", "differentiable"} & options.keys():
+        accepted["fused"] = all(p.device.type in ("cpu", "cuda") for _, p in parameters)
     try:
         given = parameters if getattr(make, "takes_names", False) else [p for _, p in parameters]
         optimizer = make(given, **{**accepted, **options})
