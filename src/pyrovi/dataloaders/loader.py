@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,14 @@ from pyrovi.errors import DataError
 
 if TYPE_CHECKING:
     from pyrovi.data import AnnDataManager
+
+
+T = TypeVar("T")
+
+_END = object()
+
+_GROUP_BYTES = 2**23
+"""Size of the minibatches, in dense form, that are read at a time."""
 
 
 class AnnDataLoader(ResumableLoader, DataLoader[Any]):
@@ -114,6 +124,7 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
             rows = AnnTorchDataset(manager, data_and_attributes, load_sparse_tensor)
         if iter_ndarray and rows.load_sparse_tensor:
             raise DataError("iter_ndarray and load_sparse_tensor exclude one another")
+        self._rows = rows
         self.indices = resolve_indices(indices, len(rows))
         self.n_obs = len(self.indices) if n_obs is None else int(n_obs)
         order: BatchSampler | MappedSampler
@@ -194,7 +205,39 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         cursor = self.cursor
         if cursor is None:
             return super().__iter__()
-        return self.give(cursor, super().__iter__)
+        alone = self.num_workers > 0 or self.pin_memory or self._rows.load_sparse_tensor
+        return self.give(cursor, super().__iter__ if alone else self._together)
+
+    def _together(self) -> Iterator[Any]:
+        """Minibatches of this process, several of which are read at a time."""
+        dataset: Any = self.dataset
+        limit = max(1, _GROUP_BYTES // max(1, self._rows.bytes_per_row))
+        groups = grouped(iter(self.sampler), limit)  # the order is that of now
+        read = map(dataset.several, groups)
+        return itertools.chain.from_iterable(prefetched(read) if self._rows.on_disk else read)
+
+
+def grouped(batches: Iterable[NDArray[np.int64]], limit: int) -> Iterator[list[NDArray[np.int64]]]:
+    """Runs of consecutive minibatches of at most ``limit`` observations, of at least one each."""
+    group: list[NDArray[np.int64]] = []
+    size = 0
+    for batch in batches:
+        if group and size + len(batch) > limit:
+            yield group
+            group, size = [], 0
+        group.append(batch)
+        size += len(batch)
+    if group:
+        yield group
+
+
+def prefetched(items: Iterator[T]) -> Iterator[T]:
+    """Items, the next of which is made in a thread while one is in use."""
+    with ThreadPoolExecutor(1, "pyrovi-loader") as pool:
+        coming = pool.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = pool.submit(next, items, _END)
+            yield item  # type: ignore[misc]
 
 
 def _unchanged(batch: Any) -> Any:
