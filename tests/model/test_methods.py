@@ -442,3 +442,26 @@ def test_one_failing_chain_keeps_what_was_there(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FloatingPointError, match="chain 1"):
         model.train(method="nuts", **QUICK)
     assert isinstance(model.module.posterior, NormalPosterior)
+
+
+def test_nuts_of_a_far_and_badly_scaled_regression() -> None:
+    """Years as they are: two coefficients with a correlation of -0.9999, far from the start."""
+    rng = np.random.default_rng(0)
+    year = np.arange(1950, 2010.0)
+    data = {"year": year, "y": 9 + 0.02 * (year - 1980) + rng.normal(size=60)}
+
+    def story(year: Tensor, y: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 100.0))
+        b = pyro.sample("b", dist.Normal(0.0, 5.0))
+        with pv.obs_plate():
+            pyro.sample("y", dist.Normal(a + b * year, 1.0), obs=y)
+
+    model = pv.from_pyro(story, data)
+    model.train(method="nuts", enable_progress_bar=False, **QUICK)
+    design = np.stack([np.ones(60), year], 1)
+    covariance = np.linalg.inv(design.T @ design + np.diag([1e-4, 0.04]))
+    draws = model.to_arviz(["a", "b"])
+    both = np.stack([draws.posterior["a"], draws.posterior["b"]], -1)
+    mean = covariance @ design.T @ data["y"]
+    assert_moments(both, mean, np.sqrt(np.diagonal(covariance)))
+    assert draws.sample_stats["n_steps"].mean() < 20

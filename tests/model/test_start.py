@@ -69,6 +69,21 @@ def test_training_does_not_leave_it(frame: pd.DataFrame) -> None:
     assert found.std(0) == pytest.approx(sd, rel=0.08)
 
 
+def test_less_noise_needs_fewer_steps(frame: pd.DataFrame) -> None:
+    """A guide that has become the posterior has no noise; independent coordinates have much."""
+    mean, precision = exact(frame)
+    sd = np.diag(np.linalg.inv(precision)) ** 0.5
+    model = pv.from_pyro(trend, frame, guide="mvn")
+    model.train(enable_progress_bar=False)
+    assert len(model.history["elbo_train"]) == 250
+    found = draws_of(model)
+    assert (np.abs(found.mean(0) - mean) < 0.1 * sd).all()
+    assert found.std(0) == pytest.approx(sd, rel=0.05)
+    assert start_near_posterior(pv.from_pyro(trend, frame, guide="mvn")) < 0.05
+    assert start_near_posterior(pv.from_pyro(trend, frame, guide="normal")) > 0.8
+    assert start_near_posterior(pv.from_pyro(trend, frame, guide="flow")) == np.inf
+
+
 def test_points_start_at_the_mode(frame: pd.DataFrame) -> None:
     mean, precision = exact(frame)
     model = pv.from_pyro(trend, frame, guide="delta")

@@ -60,12 +60,12 @@ def test_windows_are_those_of_stan() -> None:
 @pytest.mark.parametrize("dense", [True, False])
 def test_running_moments(dense: bool) -> None:
     draws = np.random.default_rng(0).normal(size=(40, 3)) @ PRECISION
-    running = Welford(3, dense)
+    prior = np.diag([1.0, 2.0, 3.0]) if dense else np.array([1.0, 2.0, 3.0])
+    running = Welford(prior)
     for draw in draws:
         running.update(draw)
     exact = np.cov(draws.T) if dense else draws.var(0, ddof=1)
-    small = 1e-3 * 5 / 45
-    expected = 40 / 45 * exact + small * (np.eye(3) if dense else 1.0)
+    expected = 40 / 45 * exact + 5 / 45 * prior
     np.testing.assert_allclose(running.estimate(), expected, rtol=1e-12)
 
 

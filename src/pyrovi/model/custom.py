@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +19,19 @@ from pyrovi.data.tabular import as_annotated, is_plain
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.methods import is_fitted_by_svi
-from pyrovi.model.start import can_start_near
+from pyrovi.model.new_observations import predict_new
+from pyrovi.model.start import can_start_near, start_near_posterior
+from pyrovi.model.training import note_options
 from pyrovi.module.autoguides import copy_pair
 from pyrovi.module.base import PyroBaseModule, local_params
 from pyrovi.module.guides import StoryGuide
 from pyrovi.module.ledger import Role
 from pyrovi.module.story import StoryModule, made_story, story_name, tensor_names
+
+_SPLITS_OR_REPEATS = {
+    "n_restarts", "train_size", "validation_size", "datasplitter_kwargs", "ckpt_path", "start",
+}  # fmt: skip
+"""Options of ``train`` with which it starts from the observations of its split, fit by fit."""
 
 FEW = 10_000
 """Up to so many observations are one minibatch where nothing is amortised."""
@@ -191,11 +199,13 @@ class PyroModel(BaseModelClass):
             Further options of the method.
         """
         chosen = method or getattr(self.module.guide, "method", None) or "svi"
+        given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
         if chosen != "svi":
-            given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
             super().train(method=chosen, **given)
             return
+        before = self._training
         super().train(**self._training_defaults(max_epochs, options) | options)
+        note_options(self, given, before)
 
     def _training_defaults(
         self, max_epochs: int | None, options: Mapping[str, Any]
@@ -207,12 +217,16 @@ class PyroModel(BaseModelClass):
         guide = self.module.guide
         amortised = isinstance(guide, StoryGuide) and guide.is_amortised
         if size == "default":
-            size = n_obs if n_obs <= FEW and not amortised else settings.batch_size
+            size = None if n_obs <= FEW and not amortised else settings.batch_size
         near = not is_fitted_by_svi(self) and can_start_near(self)
-        defaults = convergence_defaults(self.module, n_obs, size, near=near)
+        roughness = math.inf
+        at_once = near and not _SPLITS_OR_REPEATS & options.keys()
+        if at_once:
+            roughness = start_near_posterior(self)
+        defaults = convergence_defaults(self.module, n_obs, size, near=near, roughness=roughness)
         if not defaults:
             defaults = slow_and_steady(self.module, n_obs, size, near=near)
-        if near:
+        if near and not at_once:
             defaults["start"] = "pathfinder"
         if not amortised:
             defaults["batch_size"] = size
@@ -229,40 +243,60 @@ class PyroModel(BaseModelClass):
             defaults.pop("train_size", None)
         return defaults
 
-    def posterior_predictive(self, sites: Any = None, *, adata: Any = None, **options: Any) -> Any:
+    def posterior_predictive(
+        self, sites: Any = None, *, adata: Any = None, new_levels: bool = False, **options: Any
+    ) -> Any:
         """As :meth:`BaseModelClass.posterior_predictive`.
 
-        New data of a DataFrame or dict of arrays need not have what the story observes, if no
-        latent is inferred from it: a regression predicts outcomes for covariates alone.
+        New data of a DataFrame or dict of arrays need not have what the story observes. Then they
+        are new observations, whatever their names: local latents are drawn from their prior given
+        the posterior draws of the globals.
 
         Parameters
         ----------
         sites, adata, options
             As there.
+        new_levels
+            Whether columns of categories may hold levels that the model has not seen. What has a
+            value per level (in a plate of their number, a keyword-only argument such as
+            ``n_county``) is drawn for new ones from its prior given the other latents. The data are
+            new observations then, too; outcomes in them are not looked at.
         """
+        if new_levels and adata is None:
+            raise ModelError("new_levels=True is for new data; pass them, adata=.")
+        new = new_levels
         if is_plain(adata):
-            adata = self._with_outcomes(as_annotated(adata))
+            adata = as_annotated(adata)
+            new = self._fill_outcomes(adata) or new
+        if new:
+            return predict_new(self, sites, adata=adata, new_levels=new_levels, **options)
         return super().posterior_predictive(sites, adata=adata, **options)
 
-    def _with_outcomes(self, adata: Any) -> Any:
-        """The data with columns in the place of observed ones that they lack."""
-        if any(self.sites[name].is_local for name in self.sites.names(Role.LOCAL, Role.ENUMERATED)):
-            return adata  # the outcomes tell about latents
+    def _fill_outcomes(self, adata: Any) -> bool:
+        """Fill in what the story observes and the data lack; whether latents are told by that."""
+        entries = self.registry["field_registries"]
+        lacking, found = [], False
         for name in self.sites.names(Role.OBSERVED):
-            entry = self.registry["field_registries"].get(name)
+            entry = entries.get(name)
             if entry is None or entry["data_registry"].get("attr_name") not in ("obs", "obsm"):
                 continue
             key = entry["data_registry"]["attr_key"]
-            if key in adata.obs or key in adata.obsm:
-                continue
-            shape = entry["tensor"]["shape"]
+            has = key in adata.obs or key in adata.obsm
+            found |= has
+            lacking += [] if has else [entry]
+        latents = self.sites.names(Role.LOCAL, Role.ENUMERATED)
+        informed = any(self.sites[name].is_local for name in latents)
+        if informed and found:  # some outcomes tell about latents: all are needed
+            return False
+        for entry in lacking:
+            key, shape = entry["data_registry"]["attr_key"], entry["tensor"]["shape"]
             if "categorical_mapping" in entry["state_registry"]:
                 adata.obs[key] = entry["state_registry"]["categorical_mapping"][0]
             elif entry["data_registry"]["attr_name"] == "obs":
                 adata.obs[key] = np.ones(adata.n_obs)
             else:
                 adata.obsm[key] = np.ones((adata.n_obs, *shape))
-        return adata
+        return informed and bool(lacking)
 
     def manager_of(self, adata: Any) -> AnnDataManager:
         """Manager of the data of a query; a DataFrame or dict of arrays will do as well.

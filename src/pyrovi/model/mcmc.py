@@ -15,6 +15,7 @@ from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.model.mcmc_checks import warn_of_problems
 from pyrovi.model.mcmc_progress import ChainProgress
 from pyrovi.model.methods import all_at_once, is_fitted_by_svi, make_potential, stored
+from pyrovi.model.normals import trusted_normal
 from pyrovi.model.paths import pathfinder_draws
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.stored import StoredDraws
@@ -32,6 +33,9 @@ __all__ = ["fit_nuts"]
 
 DENSE = 50
 """Largest dimension with a dense mass matrix unless told otherwise."""
+
+FARTHEST = 100.0
+"""Largest distance of a random start, in standard deviations of a reliable approximation."""
 
 INITS = ("auto", "guide", "pathfinder", "random")
 
@@ -74,12 +78,14 @@ def fit_nuts(
     dense_mass
         Whether to adapt to correlations as well as to scales; ``None``: up to 50 dimensions.
     init
-        Where chains start: ``"random"`` (uniform in (-2, 2) in unconstrained coordinates),
+        Where chains start: ``"random"`` (uniform in (-2, 2) in unconstrained coordinates; drawn
+        nearer if that is absurdly far out, 100 standard deviations of a reliable approximation),
         ``"guide"`` (draws of the guide), ``"pathfinder"`` (its draws), or ``"auto"``: the guide if
         it has been trained, else random.
     precondition
-        When starting from draws of the guide or of Pathfinder, take the first mass matrix from
-        their covariance too. The warm-up adapts it further.
+        Begin with a mass matrix that knows the posterior: of the draws of the guide or of
+        Pathfinder, where chains start there; else, if it is dense, that of a normal approximation
+        which importance weights find reliable. The warm-up adapts it further.
     indices
         Observations to use (positions or a boolean mask); ``None`` for all. Local latents of
         others have no draws then.
@@ -171,7 +177,9 @@ def _start(
         init = "guide" if is_fitted_by_svi(model) else "random"
     if init == "random":
         points = [potential.initial(derive_seed("nuts", c)) for c in range(num_chains)]
-        return np.stack([potential.flatten(point).cpu().numpy() for point in points]), unit
+        initial = np.stack([potential.flatten(point).cpu().numpy() for point in points])
+        trusted = trusted_normal(potential, function) if dense and precondition and dim else None
+        return (initial, unit) if trusted is None else (_nearer(initial, *trusted), trusted[1])
     count = max(num_chains, min(1000, 10 * dim)) if dense else max(num_chains, 200)
     if init == "guide":
         draws = guide_draws(model, potential, minibatch, count)
@@ -184,6 +192,13 @@ def _start(
             f"model, too few for {num_chains} chains. Use init='random'."
         )
     return np.stack(finite), _covariance(draws, dense) if precondition else unit
+
+
+def _nearer(points: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Draw points nearer that lie too far out for the way back to be no part of the adaptation."""
+    away = np.linalg.solve(np.linalg.cholesky(covariance), (points - mean).T)
+    distance = np.linalg.norm(away, axis=0)[:, None]
+    return np.asarray(mean + (points - mean) * np.minimum(1.0, FARTHEST / distance))
 
 
 def guide_draws(

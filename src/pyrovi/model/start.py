@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pyrovi._rng import derive_seed, generator
+from pyrovi._rng import generator
 from pyrovi.errors import TrainingError
 from pyrovi.model.methods import all_at_once
-from pyrovi.model.modes import best_mode, refined_mode
+from pyrovi.model.modes import best_mode
+from pyrovi.model.normals import NUM_DRAWS, judge, normal_approximations
 from pyrovi.module.guides import StoryGuide
 from pyrovi.module.guides.families import Point
-from pyrovi.posterior.batch_and_match import batch_and_match
 from pyrovi.posterior.compiled import ValueAndGradient
-from pyrovi.posterior.curvature import hessian
-from pyrovi.posterior.pathfinder import run_path
 from pyrovi.posterior.potential import Potential
 
 if TYPE_CHECKING:
@@ -30,11 +27,6 @@ MAX_DIM = 500
 
 MAX_ELEMENTS = 2**24
 """Largest number of values of a minibatch of all observations."""
-
-_NUM_DRAWS = 64
-
-Normal = tuple[np.ndarray, np.ndarray]
-"""Mean and covariance on the real line."""
 
 
 def can_start_near(model: BaseModelClass) -> bool:
@@ -49,13 +41,12 @@ def can_start_near(model: BaseModelClass) -> bool:
     return int(model.adata_manager.n_obs) * sum(per_row) <= MAX_ELEMENTS
 
 
-def start_near_posterior(model: BaseModelClass, indices: Any = None) -> None:
+def start_near_posterior(model: BaseModelClass, indices: Any = None) -> float:
     """Put the guide where SVI has little left to do, if that is better than where it is.
 
-    Candidates are the guide's own initial values, the best normal on a path of Pathfinder (Zhang et
-    al. 2022), a normal around its mean with the curvature of the posterior there, and Laplace's
-    approximation. The one with the largest ELBO, as the guide's family can hold it, is taken. A
-    guide of points takes the mode.
+    Candidates are the guide's own initial values and some :func:`normal_approximations`. The one
+    with the largest ELBO, as the guide's family can hold it, is taken. A guide of points takes the
+    mode.
 
     Parameters
     ----------
@@ -63,28 +54,35 @@ def start_near_posterior(model: BaseModelClass, indices: Any = None) -> None:
         A model for which :func:`can_start_near` holds.
     indices
         Observations to use.
+
+    Returns
+    -------
+    float
+        Standard deviation of the gradient of the ELBO from single draws, by the locations in units
+        of their scales, of the noisiest coordinate: 0 where the guide has become the posterior.
+        Infinite if the guide stays where it is, or has other parameters to learn.
     """
     guide = model.module.guide
     _, minibatch = all_at_once(model, indices)
     if isinstance(guide.globals, Point):
         _take_mode(guide, Potential(model.module, minibatch, jacobian=guide.globals.on_real_line))
-        return
+        return np.inf
     potential = Potential(model.module, minibatch)
     order = _order(potential, guide)
     function = ValueAndGradient(potential)
-    noise = generator("start").standard_normal((_NUM_DRAWS, potential.dim))
-    own = _own_elbo(function, guide, order, noise)
-    best, best_elbo = None, own
-    for mean, covariance in _candidates(potential, function):
+    noise = generator("start").standard_normal((NUM_DRAWS, potential.dim))
+    best, elbo, roughness = None, _own_elbo(function, guide, order, noise), np.inf
+    for mean, covariance in normal_approximations(potential, function):
         if guide.family == "normal":
             covariance = np.diag(1 / np.diagonal(np.linalg.inv(covariance)))
-        elbo = _elbo(function, mean, np.linalg.cholesky(covariance), noise)
-        if elbo > best_elbo:
-            best, best_elbo = (mean, covariance), elbo
+        found = judge(function, mean, np.linalg.cholesky(covariance), noise)
+        if found.elbo > elbo:
+            best, elbo, roughness = (mean, covariance), found.elbo, found.roughness
     if best is not None:
         like = next(guide.parameters())
         start = torch.as_tensor(best[0][order]).to(like)
         guide.globals.start_at(start, torch.as_tensor(best[1][np.ix_(order, order)]).to(like))
+    return roughness if guide.family in ("normal", "mvn") else np.inf
 
 
 def _take_mode(guide: Any, potential: Potential) -> None:
@@ -105,42 +103,6 @@ def _order(potential: Potential, guide: Any) -> np.ndarray:
     return torch.cat([positions[name].reshape(-1) for name in names]).long().numpy()
 
 
-def _candidates(potential: Potential, function: ValueAndGradient) -> Iterator[Normal]:
-    point = potential.initial(derive_seed("start"))
-    initial = potential.flatten(point).cpu().numpy()
-    path = run_path(function, initial, path=0, num_draws=1)
-    if _is_covariance(path.covariance):
-        yield path.mean, path.covariance
-        yield batch_and_match(function, path.mean, path.covariance)
-    curvature = hessian(potential, path.mean)
-    if _is_covariance(curvature):
-        yield path.mean, np.linalg.inv(curvature)
-    try:
-        best = best_mode(potential, num_starts=2, max_iterations=2000)
-        mode, factor = refined_mode(potential, best)
-    except TrainingError:
-        return  # there is no mode, or no curvature at it: one candidate fewer
-    yield mode, factor @ factor.T
-
-
-def _is_covariance(matrix: np.ndarray) -> bool:
-    if not np.isfinite(matrix).all():
-        return False
-    values = np.linalg.eigvalsh(matrix)
-    return bool(values[0] > 1e-12 * values[-1])
-
-
-def _elbo(
-    function: ValueAndGradient, mean: np.ndarray, factor: np.ndarray, noise: np.ndarray
-) -> float:
-    """ELBO of a normal, up to a constant."""
-    device = function.potential.device
-    draws = torch.from_numpy(mean + noise @ factor.T).to(device)
-    values = [float(function(draw)[0]) for draw in draws]
-    elbo = float(np.log(np.diagonal(factor)).sum() - np.mean(values))
-    return elbo if np.isfinite(elbo) else -np.inf
-
-
 def _own_elbo(
     function: ValueAndGradient, guide: Any, order: np.ndarray, noise: np.ndarray
 ) -> float:
@@ -148,7 +110,7 @@ def _own_elbo(
     initial = torch.cat([site.initial.reshape(-1) for site in guide.globals.sites])
     mean = np.empty(len(order))
     mean[order] = initial.detach().cpu().double().numpy()
-    return _elbo(function, mean, guide.init_scale * np.eye(len(order)), noise)
+    return judge(function, mean, guide.init_scale * np.eye(len(order)), noise).elbo
 
 
 def check_start(start: str | None, model: BaseModelClass) -> None:

@@ -52,12 +52,19 @@ class DualAveraging:
 
 
 class Welford:
-    """Running variances or covariances."""
+    """Running variances or covariances.
 
-    def __init__(self, dim: int, dense: bool) -> None:
-        self.count, self._dense = 0, dense
-        self._mean = np.zeros(dim)
-        self._sum = np.zeros((dim, dim) if dense else dim)
+    Parameters
+    ----------
+    prior
+        What the estimate is shrunk towards, by the weight of five positions: a vector of variances
+        or a covariance matrix.
+    """
+
+    def __init__(self, prior: np.ndarray) -> None:
+        self.count, self._prior = 0, prior
+        self._mean = np.zeros(len(prior))
+        self._sum = np.zeros_like(prior)
 
     def update(self, position: np.ndarray) -> None:
         """Take in one position."""
@@ -68,11 +75,9 @@ class Welford:
         self._sum += np.outer(after, before) if self._sum.ndim == 2 else before * after
 
     def estimate(self) -> np.ndarray:
-        """The estimate, shrunk towards a small multiple of the unit matrix as in Stan."""
+        """The estimate, shrunk a little."""
         weight = self.count / (self.count + 5.0)
-        small = 1e-3 * 5.0 / (self.count + 5.0)
-        estimate = weight * self._sum / (self.count - 1)
-        return np.asarray(estimate + small * (np.eye(len(estimate)) if self._dense else 1.0))
+        return weight * self._sum / (self.count - 1) + (1 - weight) * self._prior
 
 
 def window_ends(num_warmup: int) -> tuple[int, list[int]]:
@@ -110,7 +115,12 @@ class WarmUp:
         self.sampler, self.num_warmup = sampler, num_warmup
         self.begin, self.ends = window_ends(num_warmup)
         self._steps = DualAveraging(1.0, target)
-        self._window = self._new_window()
+        first = sampler.metric.inverse
+        unit = np.eye(len(first)) if first.ndim == 2 else np.ones(len(first))
+        # a metric that knows the posterior is kept in mind; the unit matrix counts little, as in
+        # Stan: it is no guess of anything
+        self._prior = 1e-3 * unit if np.array_equal(first, unit) else first
+        self._window = Welford(self._prior)
 
     def start(self, state: State, random: np.random.Generator) -> None:
         """Find a step size to begin with."""
@@ -126,14 +136,10 @@ class WarmUp:
             self._window.update(state.position)
             if iteration + 1 in self.ends:
                 self.sampler.metric = Metric(self._window.estimate())
-                self._window = self._new_window()
+                self._window = Welford(self._prior)
                 self.start(state, random)
         if iteration + 1 == self.num_warmup:
             self.sampler.step_size = self._steps.average
-
-    def _new_window(self) -> Welford:
-        metric = self.sampler.metric
-        return Welford(len(metric.inverse), metric.is_dense)
 
 
 def reasonable_step_size(sampler: NoUTurn, state: State, random: np.random.Generator) -> float:

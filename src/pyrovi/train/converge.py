@@ -13,11 +13,19 @@ STEPS = 6_000
 """Steps in which the guide of a regression with badly scaled predictors finds its optimum."""
 
 STEPS_NEAR = 4_000
-"""Steps that it needs from a start near there."""
+"""Steps that it needs from a start near there, if single draws say little of the way to go."""
+
+_FEWEST = 1 / 8
+"""Share of these steps that is always taken."""
 
 
 def convergence_defaults(
-    module: PyroBaseModule, n_obs: int, batch_size: int | None, *, near: bool = False
+    module: PyroBaseModule,
+    n_obs: int,
+    batch_size: int | None,
+    *,
+    near: bool = False,
+    roughness: float = math.inf,
 ) -> dict[str, Any]:
     """Arguments of ``train`` for a guide all of whose parameters are locations and scales.
 
@@ -36,6 +44,9 @@ def convergence_defaults(
         Observations per minibatch; ``None`` for all.
     near
         Whether training starts near the posterior: then it needs fewer and smaller steps.
+    roughness
+        Noise of the gradient there (see :func:`~pyrovi.model.start.start_near_posterior`): with
+        less of it, fewer steps have as small an error of their average.
 
     Returns
     -------
@@ -52,6 +63,7 @@ def convergence_defaults(
     near_enough = near and per_epoch == 1
     # independent coordinates of a correlated posterior have noise that only averaging removes
     few = STEPS_NEAR if factorised else STEPS_NEAR // 2
+    few = math.ceil(few * min(1.0, max(roughness**2, _FEWEST)))
     return {
         "max_epochs": math.ceil((few if near_enough else STEPS) / per_epoch),
         "train_size": 1.0,

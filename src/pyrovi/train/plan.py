@@ -297,7 +297,11 @@ class SVITrainingPlan(pl.LightningModule):
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         self.history.record(self.current_epoch, metrics)
-        self.log_dict(dict(metrics), sync_dist=self.trainer.world_size > 1, on_epoch=True)
+        if len(self.trainer.loggers) > 1:  # other loggers than the history
+            self.log_dict(dict(metrics), sync_dist=self.trainer.world_size > 1, on_epoch=True)
+        else:  # the means are those of all ranks; Lightning's bookkeeping costs more than a step
+            values = {name: torch.tensor(value) for name, value in metrics.items()}
+            self.trainer.callback_metrics.update(values)
 
     def _step_schedule(self, interval: Interval) -> None:
         if self.schedule is not None:
