@@ -53,6 +53,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/parity_scvi.py
 	$(BIN)/python tests/benchmarks/queries.py
+	$(BIN)/python tests/benchmarks/speed.py
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 acceptance: $(STAMP)

@@ -302,7 +302,7 @@ def test_missing_values_that_a_story_closes_over() -> None:
         with pv.plate("row", 3):
             pyro.sample("y", dist.Normal(a, 1.0), obs=y)
 
-    message = r"'y' has 1 missing values \(NaN\), the first at \(1,\).*obs_mask"
+    message = r"'y' has 1 missing values \(NaN\), the first at \(1,\).*dist.mask"
     refused(ModelError, message, lambda: pv.from_pyro(story, {}))
 
 

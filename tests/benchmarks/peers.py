@@ -9,30 +9,32 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CONSTRAINTS = HERE / "peer_scvi_constraints.txt"
+PACKAGES = {"scvi": ("torch", "scvi-tools"), "numpyro": ("numpyro", "flax", "anndata")}
+"""Name of a peer -> packages of its environment. torch goes first and by itself: nothing that comes
+later can then bring another build of it."""
 MARK = ".pyrovi-peer"
 
 
-def peer_python() -> Path:
-    """Interpreter of the scvi-tools environment, which is made where it is missing.
+def peer_python(peer: str = "scvi") -> Path:
+    """Interpreter of the environment of a peer, which is made where it is missing.
 
     The environment is ``.venv-peers/scvi``, or the folder that ``PYROVI_PEER_SCVI`` names; an
-    environment that the variable names and that exists is used as it is.
+    environment that the variable names and that exists is used as it is. For NumPyro alike.
     """
-    given = os.environ.get("PYROVI_PEER_SCVI")
-    folder = Path(given) if given else ROOT / ".venv-peers" / "scvi"
+    given = os.environ.get(f"PYROVI_PEER_{peer.upper()}")
+    folder = Path(given) if given else ROOT / ".venv-peers" / peer
+    constraints = HERE / f"peer_{peer}_constraints.txt"
     python = folder / "bin" / "python"
     if given and python.exists():
         return python
     mark = folder / MARK
-    wanted = CONSTRAINTS.read_text()
+    wanted = constraints.read_text()
     if python.exists() and mark.exists() and mark.read_text() == wanted:
         return python
-    print(f"Making the environment {folder} of scvi-tools", flush=True)
+    print(f"Making the environment {folder} of {peer}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    # torch first and by itself: nothing that comes later can then bring another build of it
-    for package in ("torch", "scvi-tools"):
-        pip = [python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, package]
+    for package in PACKAGES[peer]:
+        pip = [python, "-m", "pip", "install", "-q", "-c", constraints, package]
         subprocess.run(pip, check=True)
     mark.write_text(wanted)
     return python

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -12,6 +14,7 @@ from pyro.infer.autoguide import AutoDelta
 from tests.criticism.exact import exact_loo, exact_model, simulated
 from tests.module.stories import Pair, given
 
+from pyrovi.criticism.comparison import compare
 from pyrovi.criticism.elpd import difference_estimate
 from pyrovi.criticism.leave_one_out import _pointwise, _relative_efficiency, loo
 from pyrovi.errors import DataError, ModelError
@@ -258,3 +261,16 @@ def test_relative_efficiency_is_that_of_the_stored_chains() -> None:
     assert _relative_efficiency(model, values.isel(draw=slice(0, 100))) == 1.0
     model.module.use_posterior(None)
     assert _relative_efficiency(model, values) == 1.0
+
+
+def test_a_sum_that_few_observations_are_reliable_in_is_unusable(result) -> None:
+    assert not result.unusable
+    assert repr(result).startswith("LOO of")
+    half, more = (replace(result, n_bad=n) for n in (150, 151))
+    assert not half.unusable
+    assert more.unusable
+    assert repr(more).startswith("UNUSABLE: the weights of 151 of 300 observations")
+    assert more._repr_html_().startswith("<div><b>UNUSABLE")
+    assert len(compare({"a": result, "b": half})) == 2
+    with pytest.raises(ModelError, match="The loo of 'b' is unusable: 151 of 300"):
+        compare({"a": result, "b": more})

@@ -125,7 +125,8 @@ def test_posterior_and_elpd_are_those_of_the_functions(twin, regression) -> None
 
 def test_priors_have_the_quantiles_of_their_distributions(twin) -> None:
     priors = twin["values"]["priors"]
-    assert priors["b"]["distribution"] == "Normal"
+    assert priors["b"]["distribution"] == "Normal(0, 2)"
+    assert priors["s"]["distribution"] == "HalfNormal(2)"
     # quantiles of 4,000 draws of Normal(0, 2) and HalfNormal(2)
     assert priors["b"]["95%"] == pytest.approx(2 * 1.645, abs=0.25)
     assert priors["s"]["50%"] == pytest.approx(2 * 0.6745, abs=0.15)

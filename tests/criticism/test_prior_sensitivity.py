@@ -123,6 +123,51 @@ def test_what_is_observed_outside_the_plate_is_part_of_the_likelihood() -> None:
     assert sensitivity(model).table.loc["mu", "likelihood"] == pytest.approx(exact[0], rel=1e-3)
 
 
+class WithFactor(Mean):
+    """The prior N(0, 2) of :class:`Mean` as N(0, 4) and a factor that makes up for it."""
+
+    def model(self, X: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 4.0))
+        pyro.factor("f", -0.5 * mu**2 * (1 / 4 - 1 / 16))
+        with self.obs_plate():
+            pyro.sample("X", dist.Normal(mu.expand(X.shape[-1]), self.sd).to_event(1), obs=X)
+
+
+def test_factors_outside_the_plate_belong_to_the_prior() -> None:
+    X = np.full((3, 1), 9.0)
+    plain, model = mean_model(X), given(X, WithFactor(*Mean.exact_posterior(X)))
+    found, expected = (sensitivity(one, seed=1) for one in (model, plain))
+    assert found.priors == ("mu", "f")
+    np.testing.assert_allclose(found.table["prior"], expected.table["prior"], rtol=1e-3)
+    np.testing.assert_allclose(found.table["likelihood"], expected.table["likelihood"], rtol=1e-3)
+    assert list(sensitivity(model, priors="f").by_prior) == ["f"]
+
+    draws = model.sample_posterior("mu", num_samples=20, seed=2)["mu"].values.astype(float)
+    parts = log_prior(model, num_samples=20, seed=2)
+    assert list(parts) == ["mu", "f"]
+    total = (parts["mu"] + parts["f"]).values - stats.norm(0, 2).logpdf(draws)
+    np.testing.assert_allclose(total, total[0], atol=1e-5)
+    assert list(model.to_arviz(groups=["posterior", "log_prior"]).log_prior) == ["mu", "f"]
+    with pytest.raises(ModelError, match=r"Factor 'f' .* is part of the prior"):
+        model.sample_prior()
+
+
+def test_factors_are_the_likelihood_of_a_story_that_observes_nothing() -> None:
+    def story(X: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        pyro.factor("f", dist.Normal(mu, 0.5).log_prob(torch.tensor(3.0)))
+
+    def guide(X: torch.Tensor) -> None:
+        pyro.sample("mu", dist.Normal(2.8, 0.5))
+
+    model = given(np.zeros((4, 1)), Pair(story, guide))
+    draws = model.sample_posterior("mu", num_samples=1000)["mu"].values.astype(float)
+    exact, _ = power_scaling_sensitivity(draws[:, None], stats.norm(3.0, 0.5).logpdf(draws))
+    assert sensitivity(model).table.loc["mu", "likelihood"] == pytest.approx(exact[0], rel=1e-3)
+    prior = model.sample_prior("mu", num_samples=2000)["mu"]
+    assert float(prior.std()) == pytest.approx(2.0, rel=0.1)
+
+
 def test_log_prior_is_the_density_of_the_draws() -> None:
     model = given(np.zeros((8, 1)), Groups(), batch=["a", "b"] * 4)
     draws = model.sample_posterior(num_samples=50, seed=2)

@@ -148,7 +148,7 @@ def test_values(model: SCVI, container: Any) -> None:
 
 def test_default_groups_and_seed(model: SCVI) -> None:
     container = model.to_arviz(num_samples=2)
-    assert group_names(container) == ["posterior", "constant_data"]
+    assert group_names(container) == ["posterior", "observed_data", "constant_data"]
     assert set(dataset(container, "posterior").data_vars) == {"z"}
     assert container.attrs["seed"] == settings.seed
 

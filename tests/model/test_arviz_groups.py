@@ -341,3 +341,40 @@ def test_nothing_is_disturbed(fitted: Any) -> None:
     for group in every:
         assert dataset(one, group).equals(dataset(two, group)), group
     assert all(torch.equal(state[n], v) for n, v in fitted.module.state_dict().items())
+
+
+def computing(x: Tensor, y: Tensor) -> None:
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.deterministic("odds", b.exp())
+    pyro.deterministic("of the rows", b * x.sum())
+    with pv.obs_plate():
+        mean = pyro.deterministic("mean", b * x)
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_defaults_hold_what_az_summary_and_az_plot_ppc_ask_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = np.linspace(-1, 1, 12)
+    model = pv.from_pyro(computing, {"x": x, "y": 2 * x})
+    model.train(method="nuts", num_chains=2, num_warmup=60, num_samples=30, num_workers=1)
+    container = model.to_arviz()
+    posterior = dataset(container, "posterior")
+    # neither one value per observation nor a function of the minibatch
+    assert list(posterior.data_vars) == ["b", "odds"]
+    np.testing.assert_allclose(posterior["odds"], np.exp(posterior["b"]), rtol=1e-6)
+    np.testing.assert_allclose(dataset(container, "observed_data")["y"], 2 * x, rtol=1e-6)
+    monkeypatch.setattr("pyrovi.model.arviz_export.MAX_OBSERVED", 11)
+    assert "observed_data" not in group_names(model.to_arviz())
+
+
+def test_all_groups_are_those_that_the_model_has() -> None:
+    x = np.linspace(-1, 1, 12)
+    model = pv.from_pyro(computing, {"x": x, "y": 2 * x})
+    model.train(method="nuts", num_chains=1, num_warmup=60, num_samples=20)
+    with pytest.raises(ModelError):
+        model.to_arviz(groups="vi_diagnostics")
+    found = group_names(model.to_arviz(groups="all"))
+    assert set(found) == set(GROUPS) - {"vi_diagnostics"}
+    with pytest.raises(ModelError, match="or 'all'"):
+        model.to_arviz(groups=("all", "posterior"))

@@ -312,3 +312,73 @@ def test_a_guide_that_is_a_plain_module_and_has_nothing_to_train() -> None:
         warnings.simplefilter("error")
         draws = model.sample_posterior("mu", num_samples=500)["mu"]
     assert abs(float(draws.mean()) - 0.5) < 0.03
+
+
+def masked(x: torch.Tensor, y: torch.Tensor, seen: torch.Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+    with pv.obs_plate():
+        pyro.sample("y", dist.Normal(slope * x, 0.5).mask(seen.bool()), obs=y)
+
+
+def unmasked(x: torch.Tensor, y: torch.Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+    with pv.obs_plate():
+        pyro.sample("y", dist.Normal(slope * x, 0.5), obs=y)
+
+
+def test_masked_outcomes_are_as_if_they_were_not_there_and_can_be_predicted() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=60)
+    y = np.where(rng.random(60) < 0.3, np.nan, 2 * x + 0.5 * rng.normal(size=60))
+    seen = np.isfinite(y)
+    with pytest.raises(DataError, match="masked"):
+        pv.from_pyro(unmasked, {"x": x, "y": y})
+    whole = pv.from_pyro(masked, {"x": x, "y": np.nan_to_num(y), "seen": seen})
+    part = pv.from_pyro(unmasked, {"x": x[seen], "y": y[seen]})
+    for model in (whole, part):
+        model.train(method="laplace")
+    columns = ["mean", "sd"]
+    np.testing.assert_allclose(whole.summary()[columns], part.summary()[columns], rtol=1e-4)
+    drawn = whole.posterior_predictive(num_samples=400)["y"].mean("draw")
+    slope = float(whole.summary().loc["slope", "mean"])
+    np.testing.assert_allclose(drawn, slope * x, atol=0.15)
+
+
+def test_a_series_in_a_frame_is_told_to_close_over_its_data() -> None:
+    def autoregressive(y: torch.Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a * y[:-1], 1.0).to_event(1), obs=y[1:])
+
+    series = torch.as_tensor(np.random.default_rng(0).normal(size=60), dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"pv\.from_pyro\(story, \{\}\), and close over"):
+        pv.from_pyro(autoregressive, {"y": series.numpy()})
+
+    def closed() -> None:
+        autoregressive(series)
+
+    model = pv.from_pyro(closed, {})
+    model.train(method="laplace")
+    precision = 1 + float((series[:-1] ** 2).sum())
+    mean = float((series[:-1] * series[1:]).sum()) / precision
+    found = model.sample_posterior("a", num_samples=4000)["a"]
+    assert float(found.mean()) == pytest.approx(mean, abs=0.05)
+    assert float(found.std()) == pytest.approx(precision**-0.5, rel=0.05)
+
+
+def test_nothing_is_heard_of_what_torch_deprecates_at_its_first_derivative(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hessian = torch.func.hessian
+
+    def first(function: Any) -> Any:
+        warnings.warn("`torch.jit.script` is deprecated.", DeprecationWarning, stacklevel=1)
+        warnings.warn("something else", DeprecationWarning, stacklevel=1)
+        return hessian(function)
+
+    monkeypatch.setattr(torch.func, "hessian", first)
+    model = pv.from_pyro(unmasked, {"x": np.ones(3), "y": np.ones(3)})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        model.train(method="laplace")
+    assert [str(w.message) for w in heard if "else" in str(w.message)]
+    assert not [str(w.message) for w in heard if "torch.jit" in str(w.message)]

@@ -1,6 +1,7 @@
 """Rows of per-observation parameters belong to names, not to positions."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -77,8 +78,13 @@ def test_made_up_names_identify_nothing(tmp_path):
     for n in (24, 7):
         z = model.sample_posterior("z", num_samples=500, adata=other[:n].copy())["z"].mean("draw")
         assert np.allclose(z, 0.8 * other.X[:n], atol=0.3)
-    with pytest.warns(UserWarning, match="cannot be seen whether"):
-        Local.load(tmp_path / "m", model.adata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Local.load(tmp_path / "m", model.adata.copy())  # the same rows in the same order
+    for others in (other, model.adata[::-1].copy()):
+        others.obs_names = [str(i) for i in range(24)]
+        with pytest.warns(UserWarning, match="not those that the model was saved with"):
+            Local.load(tmp_path / "m", others)
 
 
 def test_known_observations_keep_their_rows_in_unknown_company(model):

@@ -419,3 +419,67 @@ def test_prior_moments_over_seeds(several) -> None:
     shifts = np.array([float(truth_of(several.simulate(seed=s))["shift"]) for s in range(40)])
     assert abs(shifts.mean()) < 4 * 100 / np.sqrt(40)
     assert 60 < shifts.std() < 150
+
+
+def lagged(Z):
+    a = pyro.sample("a", dist.Normal(1.0, 0.001))
+    with pv.obs_plate():
+        before = torch.cat([torch.zeros_like(Z[..., :1]), Z[..., :-1]], -1)
+        pyro.sample("Z", dist.Normal(a * before, 0.1).to_event(1), obs=Z)
+
+
+def other_outcome(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+
+
+@pytest.mark.parametrize("from_", ["prior", "posterior"])
+@pytest.mark.parametrize(
+    ("story", "data", "reader"),
+    [
+        (lagged, {"Z": np.random.default_rng(0).normal(size=(10, 5))}, "'Z'"),
+        (lagged, {"Z": np.zeros((3, 6))}, "'Z'"),  # a placeholder tells nothing of its order
+        (other_outcome, {"x": np.arange(9.0), "y": np.eye(9)[0]}, "'y'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is not trained")
+def test_stories_that_read_their_own_data_are_refused(story, data, reader, from_) -> None:
+    with pytest.raises(ModelError, match=f"observed site {reader} changes with the observed data"):
+        pv.from_pyro(story, data).simulate(seed=1, from_=from_)
+
+
+def test_an_outcome_may_be_a_regressor_by_the_value_of_its_site() -> None:
+    def story(x, y):
+        with pv.obs_plate():
+            drawn = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(2 * drawn, 1e-3), obs=y)
+
+    made = pv.from_pyro(story, {"x": np.arange(9.0), "y": np.arange(9.0)}).simulate(seed=1)
+    np.testing.assert_allclose(made.obs["y"], 2 * made.obs["x"], atol=0.01)
+
+
+def test_the_library_size_of_counts_may_be_read() -> None:
+    def story(X):
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(4)))
+        with pv.obs_plate():
+            rate = X.sum(-1, keepdim=True) * share
+            pyro.sample("X", dist.Poisson(rate).to_event(1), obs=X)
+
+    counts = np.random.default_rng(0).poisson(300.0, (20, 4)).astype(np.float32)
+    made = pv.from_pyro(story, anndata.AnnData(counts)).simulate(seed=1)
+    np.testing.assert_allclose(np.asarray(made.X.sum(1)).ravel(), counts.sum(1), rtol=0.15)
+
+
+def test_outcomes_that_are_mostly_zero_are_written_to_arrays() -> None:
+    def story(shock):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pv.obs_plate():
+            pyro.sample("shock", dist.Bernoulli(p).expand([30]).to_event(1), obs=shock)
+
+    model = pv.from_pyro(story, {"shock": np.eye(20, 30)})
+    made = model.simulate(seed=1, given={"p": 0.1}).obsm["shock"]
+    assert isinstance(made, np.ndarray)
+    assert made.shape == (20, 30)
+    assert made.mean() == pytest.approx(0.1, abs=0.05)

@@ -30,8 +30,8 @@ def test_it_is_that_of_the_guide(model):
 
 
 def test_intervals(model):
-    eti = model.summary(num_samples=500, probability=0.8)
-    hdi = model.summary(num_samples=500, probability=0.8, interval="hdi")
+    eti = model.summary(num_samples=1500, probability=0.8)
+    hdi = model.summary(num_samples=1500, probability=0.8, interval="hdi")
     width = hdi["hdi_0.8_high"] - hdi["hdi_0.8_low"]
     assert (width <= eti["eti_0.9"] - eti["eti_0.1"] + 1e-6).all()
     from pyrovi.model.summary import chain_draws
@@ -61,3 +61,29 @@ def test_messages(model):
         model.summary(interval="sd")
     with pytest.raises(ModelError, match="align names the dimension 'factor'"):
         model.summary(align={"factor": "rotation"})
+
+
+def test_number_of_draws_is_that_of_all_chains_together(model):
+    assert model.summary(num_samples=30)["ess_bulk"].notna().all()
+    with pytest.raises(ModelError, match="less than one draw of each of the 3 chains"):
+        model.summary(num_samples=2)
+
+
+def test_stored_draws_are_counted_as_sample_posterior_counts_them():
+    import pyro
+    import pyro.distributions as dist
+
+    import pyrovi as pv
+
+    def story(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pv.obs_plate():
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    model = pv.from_pyro(story, {"y": np.arange(5.0)})
+    model.train(method="nuts", num_chains=2, num_warmup=60, num_samples=20, num_workers=1)
+    mean = float(model.sample_posterior("mu", num_samples=40)["mu"].mean())
+    assert model.summary(num_samples=40).loc["mu", "mean"] == pytest.approx(mean, rel=1e-5)
+    assert model.summary(num_samples=40).equals(model.summary())
+    with pytest.raises(ModelError, match=r"41 draws were asked for and 40 are stored \(2 chain"):
+        model.summary(num_samples=41)

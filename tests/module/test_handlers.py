@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +12,13 @@ from pyro import poutine
 from tests.module.stories import example
 
 from pyrovi.module import obs_plate
-from pyrovi.module.handlers import AnnealKL, Substitute, Uncondition, is_latent
+from pyrovi.module.handlers import (
+    AnnealKL,
+    Substitute,
+    Uncondition,
+    VmapSampling,
+    is_latent,
+)
 from pyrovi.module.plates import minibatch_scope
 
 
@@ -53,6 +61,21 @@ def test_substitute_gives_values_and_leaves_data() -> None:
     assert nodes["w"]["value"] == 5.0
     assert nodes["y"]["value"].unique().item() == 100.0
     assert nodes["w"]["fn"].log_prob(nodes["w"]["value"]) == pytest.approx(-13.4189, abs=1e-3)
+
+
+def test_binomial_counts_of_the_data_are_drawn_without_a_warning() -> None:
+    counts, probability = torch.tensor([5.0, 40.0]), torch.tensor([[0.1], [0.5], [0.9]])
+
+    def one(p: torch.Tensor) -> torch.Tensor:
+        with VmapSampling():
+            return pyro.sample("k", dist.Binomial(counts, p).expand([4000, 2]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draws = torch.func.vmap(one, randomness="different")(probability)
+    expected = counts * probability
+    assert torch.allclose(draws.mean(1), expected, atol=0.25)
+    assert torch.allclose(draws.var(1), expected * (1 - probability), rtol=0.15)
 
 
 def test_handlers_work_inside_the_observation_plate() -> None:

@@ -61,6 +61,23 @@ def test_roles_plates_dims_and_shapes() -> None:
     assert [n for n in ledger if ledger[n].is_latent] == ["W", "corr", "z", "c"]
 
 
+def test_supports_are_told_without_the_data() -> None:
+    def story(X: Tensor) -> None:
+        wide = pyro.sample(
+            "wide", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 3.0])).to_event(1)
+        )
+        with obs_plate():
+            trials = X.sum(-1) + 2
+            pyro.sample("k", dist.Binomial(trials, wide[0] / 2), obs=X[..., 0].clamp(0, 2).round())
+            pyro.sample("c", dist.Categorical(torch.ones(3)), obs=torch.zeros_like(trials))
+
+    def guide(X: Tensor) -> None:
+        pyro.sample("wide", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 3.0])).to_event(1))
+
+    told = materialised(story, guide).ledger.to_frame()["support"].to_dict()
+    assert told == {"wide": "(low, high)", "k": "integers from 0 to n", "c": "integers from 0 to 2"}
+
+
 def test_crossed_plates_and_broadcast_dimensions() -> None:
     def model(X: Tensor) -> None:
         with obs_plate(dim=-2):

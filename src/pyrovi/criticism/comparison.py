@@ -63,7 +63,8 @@ def compare(
     Raises
     ------
     ModelError
-        If ``by`` is unknown, a result is of another kind, or the models do not observe the same
+        If ``by`` is unknown, a result is of another kind or unusable (LOO whose weights are
+        unreliable for more than half of the observations), or the models do not observe the same
         sites.
     DataError
         If there are fewer than two models, or they do not predict the same observations (which are
@@ -141,6 +142,12 @@ def _check_comparable(results: Mapping[str, Elpd], by: str) -> None:
             raise ModelError(
                 f"The result of {name!r} is of kind {result.kind!r}, but models are compared "
                 f"by={by!r}; pass by={result.kind!r}, or results of one kind."
+            )
+        if result.unusable:
+            raise ModelError(
+                f"The {by} of {name!r} is unusable: {result.n_bad} of {len(result.pointwise)} "
+                "observations have unreliable weights, so a comparison would be by chance. Refit "
+                "instead: by='cross_validation'; or mend the fit first (diagnose(model))."
             )
         if dict(result.sites) != dict(first.sites):
             raise ModelError(

@@ -62,7 +62,8 @@ def thinning(
         Observed site of the counts, which has the name of their registry key; ``None``: the only
         one.
     train_kwargs
-        Arguments of :meth:`train`, e.g. ``{"method": "nuts"}``. SVI trains on all observations
+        Arguments of :meth:`train`, e.g. ``{"method": "nuts"}``, in place of those that the model
+        was trained with, which are repeated otherwise. SVI trains on all observations
         (``train_size=1``) unless they divide them.
     num_samples
         Joint draws of the latents; ``None`` for 250, or all stored draws if these are fewer.

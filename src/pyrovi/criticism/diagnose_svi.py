@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 
 from pyrovi._rng import generator, stream
 from pyrovi.criticism.diagnose_bound import bound_is_finite, plausible_bound
+from pyrovi.criticism.diagnose_joint import joint_check
 from pyrovi.criticism.diagnose_rows import Check, graded, unavailable
+from pyrovi.criticism.elpd import has_observations
 from pyrovi.model.amortization import amortization_gap
 from pyrovi.model.chains import num_chains
 from pyrovi.model.elbo_estimate import ElboEstimate, estimate_elbo
 from pyrovi.model.local_fit import local_fit
 from pyrovi.model.summary import chain_draws
-from pyrovi.module.ledger import Role
+from pyrovi.module.ledger import Role, Site
 from pyrovi.posterior.alignment import Symmetry
 from pyrovi.posterior.convergence import rhat
 from pyrovi.posterior.scalars import scalar_columns
@@ -32,6 +34,9 @@ INACTIVE = 0.01
 
 
 _DRAWS = 100
+
+_FEWEST_IN_BLOCK = 5
+"""Epochs in a quarter of a history that is long enough to be judged."""
 
 LOCAL_DRAWS = 300
 """Draws of the local latents of an observation that its k-hat is estimated from."""
@@ -70,6 +75,8 @@ def svi_checks(
                 checks.append(_gap(model, observations, seed))
         else:
             checks.append(unavailable("local k-hat", "The guide gives the locals single values."))
+    if model.sites.names(Role.GLOBAL):
+        checks.append(joint_check(model, seed))
     checks += _mean_field(model)
     return checks
 
@@ -94,7 +101,7 @@ def _converged(model: BaseModelClass) -> Check:
     block = len(losses) // 4
     if not losses:
         return unavailable(what, "There is no training history at the full KL weight.")
-    if block < 3:
+    if block < _FEWEST_IN_BLOCK:
         return Check(
             what,
             None,
@@ -102,7 +109,7 @@ def _converged(model: BaseModelClass) -> Check:
             "warn",
             "Too few epochs at the full KL weight to tell, and probably to converge: train() again "
             "goes on.",
-            f"{len(losses)} epochs, at least 12 are needed",
+            f"{len(losses)} epochs, at least {4 * _FEWEST_IN_BLOCK} are needed",
         )
     change = block_change(losses, block)
     size = abs(change.mean)
@@ -142,10 +149,11 @@ def _bounds(
             training.mcse / max(abs(training.value), 1e-12),
             (0.01, 0.05),
             advice,
-            detail=f"ELBO {training.value:.5g} per observation, standard error {training.mcse:.2g} "
-            f"of the draws, {training.se:.2g} of the sample of {training.n_obs} observations",
+            detail=_elbo_words(model, training),
         )
     ]
+    if not has_observations(model):
+        return checks
     held_out = model.validation_indices
     if held_out is None or len(held_out) < 2:
         reason = "No observations were held out (train_size=0.9 holds out a tenth)."
@@ -167,6 +175,17 @@ def _bounds(
     return checks
 
 
+def _elbo_words(model: BaseModelClass, found: ElboEstimate) -> str:
+    if not has_observations(model):
+        n = model.n_obs_training
+        return f"ELBO {n * found.value:.5g}, standard error {n * found.mcse:.2g} of the draws"
+    of_sample = f", {found.se:.2g} of the sample of {found.n_obs} observations"
+    return (
+        f"ELBO {found.value:.5g} per observation, standard error {found.mcse:.2g} of the draws"
+        + (of_sample if found.n_obs > 1 else "")
+    )
+
+
 def _restarts(
     model: BaseModelClass, align: Mapping[str, Symmetry] | None, seed: int | None
 ) -> Check:
@@ -184,12 +203,20 @@ def _restarts(
     names, values = scalar_columns(draws, ("chain", "draw"))
     found = rhat(values)
     worst = int(np.nanargmax(found))
-    advice = (
-        "The fits disagree: train longer, or the posterior has several modes. Factors are known up "
-        "to rotation or order only: align={'factor': 'rotation'}, or look at W^T W."
-    )
+    advice = "The fits disagree: train longer, or the posterior has several modes."
+    if any(_is_matrix(model.sites[name]) for name in model.sites.names(Role.GLOBAL)):
+        advice += (
+            " Factors are known up to rotation or order only: align={'factor': 'rotation'}, or "
+            "look at W^T W."
+        )
     detail = f"{names[worst]}; {int((found > 1.05).sum())} of {len(names)} above"
     return graded(what, float(found[worst]), (1.05, 1.2), advice, detail=detail)
+
+
+def _is_matrix(site: Site) -> bool:
+    """Whether a site could hold loadings of factors: two axes of its own, or of plates."""
+    own = [dim for dim in site.dims if dim not in site.plates]
+    return len(own) > 1 or len(site.plates) > 1
 
 
 def _collapse(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None) -> Check:

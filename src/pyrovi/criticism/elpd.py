@@ -76,19 +76,28 @@ class Elpd:
 
     def __repr__(self) -> str:
         table = self.summary().to_string(float_format="{:.2f}".format)
-        return "\n".join(
-            [f"{type(self).__name__} of {', '.join(self.sites)}", table, *self.notes()]
-        )
+        head = f"{type(self).__name__} of {', '.join(self.sites)}"
+        return "\n".join([*self.warning(), head, table, *self.notes()])
 
     def _repr_html_(self) -> str:
         table = self.summary().to_html(float_format="{:.2f}".format)
-        return str(table) + "".join(f"<div>{escape(note)}</div>" for note in self.notes())
+        warning = "".join(f"<div><b>{escape(words)}</b></div>" for words in self.warning())
+        return warning + str(table) + "".join(f"<div>{escape(note)}</div>" for note in self.notes())
 
     def notes(self) -> list[str]:
         """What to mind, in words."""
         if not self.n_bad:
             return []
         return [f"unreliable for {self.n_bad} of {len(self.pointwise)} observations"]
+
+    @property
+    def unusable(self) -> bool:
+        """Whether the sum says nothing, so that models cannot be compared by it."""
+        return False
+
+    def warning(self) -> list[str]:
+        """What is said before anything else."""
+        return []
 
     def _more(self) -> dict[str, float]:
         return {}
@@ -147,6 +156,11 @@ def difference_estimate(
     return estimate, float(np.sqrt(variance)), float(np.sqrt(max(population, 0.0)))
 
 
+def has_observations(model: BaseModelClass) -> bool:
+    """Whether anything stands in the observation plate; if not, the data are one observation."""
+    return any(site.is_local for site in model.sites.values())
+
+
 def observed_sites(model: BaseModelClass) -> dict[str, tuple[int, ...]]:
     """Observed sites in the observation plate and the shape of one observation of each."""
     sites = model.sites
@@ -155,3 +169,13 @@ def observed_sites(model: BaseModelClass) -> dict[str, tuple[int, ...]]:
         for name in sites.names(Role.OBSERVED)
         if OBS_PLATE in sites[name].dims
     }
+
+
+def predicted_sites(model: BaseModelClass) -> dict[str, tuple[int, ...]]:
+    """What a log density of single observations is of: observed sites, and ``pyro.factor`` terms.
+
+    A factor has no values, so its shape is empty.
+    """
+    sites = model.sites
+    factors = {name: () for name in sites.names(Role.FACTOR) if sites[name].is_local}
+    return {**observed_sites(model), **factors}

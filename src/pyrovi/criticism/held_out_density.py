@@ -11,7 +11,7 @@ import torch
 from pyrovi._parallel import run_in_processes
 from pyrovi._rng import derive_seed, generator
 from pyrovi._settings import settings as defaults
-from pyrovi.criticism.elpd import Elpd, observed_sites, total
+from pyrovi.criticism.elpd import Elpd, predicted_sites, total
 from pyrovi.criticism.leave_one_out import log_mean_exp
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import DataError, MissingKeyError, ModelError
@@ -119,8 +119,9 @@ def cross_validate(
         Column of ``obs``, or one label for each observation: a group is never split between folds,
         so that what is estimated is the prediction for a *new* donor, batch, ...
     train_kwargs
-        Arguments of :meth:`train`, e.g. ``{"method": "nuts"}``. SVI trains a copy on all
-        observations outside its fold (``train_size=1``) unless they divide them.
+        Arguments of :meth:`train`, e.g. ``{"method": "nuts"}``, in place of those that the model
+        was trained with, which are repeated otherwise. SVI trains a copy on all observations
+        outside its fold (``train_size=1``) unless they divide them.
     num_samples, num_inner, batch_size
         As in :func:`held_out`.
     num_workers
@@ -249,7 +250,7 @@ def _held_out_positions(model: BaseModelClass, adata: Any, indices: Any) -> np.n
     if indices is None:
         if not apart:
             raise ModelError(
-                "Training has seen all observations. Keep some apart, train(train_size=0.9), pass "
+                f"Training has seen all observations. Keep some apart, {keep_apart(model)}, pass "
                 "other data, or use cross_validate(model), which refits."
             )
         return np.sort(np.concatenate(apart))
@@ -262,6 +263,20 @@ def _held_out_positions(model: BaseModelClass, adata: Any, indices: Any) -> np.n
             "loo(model) or cross_validate(model)."
         )
     return positions
+
+
+def keep_apart(model: BaseModelClass) -> str:
+    """How the method that a model was trained by keeps observations apart, in words.
+
+    Parameters
+    ----------
+    model
+        The model.
+    """
+    method = "svi" if model._training is None else model._training.method
+    if method == "svi":
+        return "train(train_size=0.9)"
+    return f"train(method={method!r}, indices=...) with the positions of those to train on"
 
 
 def _refuse_seen(model: BaseModelClass, adata: Any, indices: Any) -> None:
@@ -331,7 +346,7 @@ def _collected(
         elpd=elpd,
         se=se,
         pointwise=pointwise,
-        sites=observed_sites(model),
+        sites=predicted_sites(model),
         n_bad=int((~pointwise["good"]).sum()),
         settings=settings,
         n_obs=len(pointwise),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrovi._rng import generator, stream
-from pyrovi.criticism.elpd import Elpd, difference_estimate, observed_sites, total
+from pyrovi.criticism.elpd import Elpd, difference_estimate, predicted_sites, total
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model.draws import example_on_device, resolve_num_samples, warn_if_untrained
@@ -65,6 +65,25 @@ class LOO(Elpd):
     khat_threshold: float = np.nan
     log_likelihood: xr.DataArray | None = None
     posterior: xr.Dataset | None = None
+
+    @property
+    def unusable(self) -> bool:
+        """Whether the weights of more than half of the observations are unreliable.
+
+        Then the draws are not those of the posterior, or every observation is so influential that
+        no weights take it back: ``elpd`` may be wrong by any amount.
+        """
+        return 2 * self.n_bad > len(self.pointwise)
+
+    def warning(self) -> list[str]:
+        """That the sum is unusable, and what to do instead."""
+        if not self.unusable:
+            return []
+        return [
+            f"UNUSABLE: the weights of {self.n_bad} of {len(self.pointwise)} observations are "
+            "unreliable, so that elpd may be wrong by any amount. Check the fit "
+            "(pyrovi.criticism.diagnose), or refit: cross_validate(model)."
+        ]
 
     def _more(self) -> dict[str, float]:
         return {"p_loo": self.p_loo, "inner bias": self.inner_bias}
@@ -133,7 +152,9 @@ def loo(
     -------
     LOO
         ``pointwise`` has ``elpd``, ``p_loo``, ``khat``, ``good`` and ``inner_bias`` of each
-        observation, and ``inner_khat`` where local latents were integrated out.
+        observation, and ``inner_khat`` where local latents were integrated out. Where more than
+        half of the observations are not ``good``, the result is ``unusable``: it says so before
+        its numbers, and :func:`compare` refuses it.
 
     Raises
     ------
@@ -190,7 +211,7 @@ def loo(
         elpd=elpd,
         se=se,
         pointwise=pointwise,
-        sites=observed_sites(model),
+        sites=predicted_sites(model),
         n_bad=int((~pointwise["good"]).sum()),
         settings={"num_samples": num_samples, "num_inner": num_inner},
         n_obs=len(positions),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrovi.criticism.document import Document, page_path
+from pyrovi.criticism.elpd import has_observations
 from pyrovi.criticism.report_blocks import Section
 from pyrovi.criticism.report_calibration import calibration_section, comparison_section
 from pyrovi.criticism.report_data import data_section, reproducibility_section
@@ -17,7 +18,7 @@ from pyrovi.criticism.report_inference import diagnostics_section, inference_sec
 from pyrovi.criticism.report_model import model_section
 from pyrovi.criticism.report_posterior import posterior_section, sensitivity_section
 from pyrovi.criticism.report_predictive import predictive_section
-from pyrovi.criticism.report_subject import Subject
+from pyrovi.criticism.report_subject import Refusal, Subject, attempt
 from pyrovi.errors import ModelError
 from pyrovi.posterior.alignment import Symmetry
 
@@ -137,14 +138,15 @@ def report(
         bounds=bounds,
         checks=checks,
         sbc=sbc,
+        sections=names,
     )
     made: list[Section] = []
     for name, make in SECTIONS.items():
         if name in names:
-            made.append(make(subject))
+            made.append(_made(name, make, subject))
         if name == _OWN_AFTER:
             made += own
-    sizes = f"{model.adata_manager.n_obs:,} observations"
+    sizes = _size(model)
     if "n_vars" in model.summary_stats:
         sizes += f", {model.summary_stats.n_vars:,} variables"
     now = f"{datetime.datetime.now(datetime.UTC):%d %B %Y, %H:%M} UTC"
@@ -155,6 +157,22 @@ def report(
         dict(values or {}),
     )
     return document.write(page)
+
+
+def _made(name: str, make: Callable[[Subject], Section], subject: Subject) -> Section:
+    """A section, or why the model has none: what one section cannot say is no loss to others."""
+    found = attempt(lambda: make(subject))
+    if not isinstance(found, Refusal):
+        return found
+    title = name.capitalize()
+    return Section(title, [found.text], [found.check(f"section {title}")])
+
+
+def _size(model: BaseModelClass) -> str:
+    if not has_observations(model):
+        return "data without an observation plate"
+    n = model.adata_manager.n_obs
+    return f"{n:,} observation{'s' * (n != 1)}"
 
 
 def _chosen(sections: Sequence[str | Section] | None) -> tuple[list[str], list[Section]]:

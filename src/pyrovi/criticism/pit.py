@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BINS = 100
 """Bins of the histograms of variables; their edges are the points of distribution functions."""
 
+_BAND = 0.95
+
 OBSERVATION_BINS = 10
 """Bins of the histograms of observations."""
 
@@ -97,6 +99,16 @@ class PredictivePIT:
         )
         return frame.rename_axis(dim).sort_values("deviation", ascending=False, kind="stable")
 
+    @property
+    def passed(self) -> bool:
+        """Whether as many variables lie inside their 95 % band as by chance do.
+
+        The same data served to fit the model, unless held-out ones were asked for: a pass says
+        less than one of :func:`loo_pit`, and transforms that are too narrow are usual.
+        """
+        count = self.by_variable["mean"].size
+        return bool(self.summary(_BAND)["inside"] >= expected_inside(_BAND, count))
+
     def summary(self, probability: float = 0.95) -> pd.Series:
         """Fraction of variables inside their band, and the averages of the table."""
         table = self.table(probability)
@@ -107,6 +119,19 @@ class PredictivePIT:
         from pyrovi.criticism.pit_plot import plot_pit
 
         return plot_pit(self)
+
+
+def expected_inside(probability: float, count: int) -> float:
+    """Smallest usual share of variables in bands of that probability: less two standard errors.
+
+    Parameters
+    ----------
+    probability
+        Content of the band of one variable.
+    count
+        Number of variables.
+    """
+    return float(probability - 2 * np.sqrt(probability * (1 - probability) / count))
 
 
 def predictive_pit(

@@ -21,6 +21,7 @@ from pyrovi.posterior.labels import label
 from pyrovi.posterior.pareto import khat_threshold
 from pyrovi.posterior.power_scaling import power_scaling_sensitivity
 from pyrovi.posterior.prior_density import SHARED, prior_parents, top_level_priors
+from pyrovi.posterior.prior_draws import prior_factors
 from pyrovi.posterior.scalars import scalar_columns
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Sensitivity:
         ax.axvline(self.threshold, color=NEUTRAL, linestyle="--", linewidth=1.2)
         marked = [f"{name} *" if row["diagnosis"] else str(name) for name, row in table.iterrows()]
         ax.set_yticks(rows, marked, color=OBSERVED)
+        ax.set_ylim(-0.7, len(table) - 0.3)
         ax.set(xlim=(0, None), xlabel="Sensitivity (distance per doubling of the power)")
         ax.set_title("Power-scaling sensitivity (* has a diagnosis)")
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
@@ -154,8 +156,11 @@ def sensitivity(
 
     Only top-level priors are scaled: sites outside the observation plate whose prior depends on no
     other latent site. Scaling the prior of a group effect or of a local latent would answer another
-    question (how strong the pooling is). The likelihood is that of the training observations, with
-    local latents integrated out, and of what is observed outside the observation plate.
+    question (how strong the pooling is). A ``pyro.factor`` term outside the observation plate
+    counts as a prior, one inside as likelihood (as the terms that a Stan program adds to its
+    ``lprior`` and ``log_lik`` for the R package priorsense); of a story that observes nothing, all
+    factors are the likelihood. The likelihood is that of the training observations, with local
+    latents integrated out, and of what is observed outside the observation plate.
 
     Parameters
     ----------
@@ -164,7 +169,7 @@ def sensitivity(
     sites
         Global sites whose scalars are judged; ``None`` for all.
     priors
-        Top-level sites whose priors are scaled together; ``None`` for all of them.
+        Top-level sites, and factors of the prior, that are scaled together; ``None`` for all.
     num_samples
         Number of posterior draws; ``None``: all stored ones, or 1000 of a guide.
     num_inner
@@ -288,11 +293,14 @@ def _scaled_priors(
     model: BaseModelClass, manager: AnnDataManager, priors: str | Sequence[str] | None
 ) -> list[str]:
     parents = prior_parents(model.module, example_on_device(model, manager))
-    top = [name for name, above in parents.items() if not above]
+    factors = prior_factors(model.sites)
+    top = [name for name, above in parents.items() if not above] + factors
     if priors is None:
         return top_level_priors(model.module, example_on_device(model, manager))
     chosen = [priors] if isinstance(priors, str) else list(priors)
     for name in chosen:
+        if name in factors:
+            continue
         if name not in parents:
             raise ModelError(
                 f"priors names {name!r}, which is no global latent site; top-level are: "

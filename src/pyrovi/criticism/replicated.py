@@ -81,10 +81,20 @@ def stream_replicated(
 def observed_site(model: BaseModelClass, name: str | None) -> Site:
     """The site to check; :class:`ModelError` if it is not a table with one row per observation."""
     observed = model.sites.names(Role.OBSERVED)
+    factors = model.sites.names(Role.FACTOR)
+    if name in factors or (name is None and not observed and factors):
+        raise ModelError(
+            f"The data enter by pyro.factor ({', '.join(map(repr, factors))}), which adds a number "
+            "to the log density: it has no predictive distribution, so nothing can be compared "
+            "with the data. Observe them instead, by pyro.sample(..., obs=...) with a distribution "
+            "that has that density and can be drawn from."
+        )
+    if name is None and not observed:
+        raise ModelError("The model has no observed site, so there are no data to compare with.")
     if name is None and len(observed) != 1:
         raise ModelError(
-            f"The model has {len(observed)} observed sites ({', '.join(observed) or 'none'}); name "
-            "the one to check: site=..."
+            f"The model has {len(observed)} observed sites ({', '.join(observed)}); name the one "
+            "to check: site=..."
         )
     name = observed[0] if name is None else name
     if name not in observed:

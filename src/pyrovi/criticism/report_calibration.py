@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovi.criticism.calibration import Calibration, encoder_sbc, loo_pit
+from pyrovi.criticism.calibration import Calibration, encoder_sbc
 from pyrovi.criticism.diagnose_rows import Check, graded
 from pyrovi.criticism.elpd import Elpd
-from pyrovi.criticism.held_out_density import held_out
+from pyrovi.criticism.held_out_density import held_out, keep_apart
 from pyrovi.criticism.leave_one_out import loo
-from pyrovi.criticism.report_blocks import Block, Image, Section, Table
+from pyrovi.criticism.report_blocks import Block, Callout, Image, Section, Table
 from pyrovi.criticism.report_figures import plot_threshold_histogram
 from pyrovi.criticism.report_subject import Refusal, Subject, attempt
 
@@ -29,6 +29,11 @@ _ADVICE = {
     "held_out": "The guide does not cover the local posterior of these observations, so that elpd "
     "is too low in tendency: a wider encoder, more epochs, or more draws (held_out(num_inner=)).",
 }
+
+_UNUSABLE = (
+    "The sum is unusable: it may be wrong by any amount. Mend the fit first, see Diagnostics, or "
+    "cross_validate(model), which refits."
+)
 
 _SIMULATIONS = 400
 _RANKS = 99
@@ -52,7 +57,7 @@ def calibration_section(subject: Subject) -> Section:
     )
     parts: list[tuple[str, str, Calibration | Refusal]] = [
         ("encoder_sbc", _ENCODER, attempt(lambda: _encoder(subject))),
-        ("loo_pit", _LOO_PIT, attempt(lambda: _loo_pit(subject))),
+        ("loo_pit", _LOO_PIT, subject.loo_pit),
         ("sbc", _SBC, refits),
     ]
     for key, what, found in parts:
@@ -77,30 +82,10 @@ def _encoder(subject: Subject) -> Calibration:
     )
 
 
-def _loo_pit(subject: Subject) -> Calibration | Refusal:
-    if not subject.observed:
-        return Refusal("no observed site has one value, or one row of values, per observation.")
-    draws, inner = subject.draws(_DRAWS)
-    most = subject.affordable(draws * inner, subject.max_observations)
-    rows = subject.sample("leave one out", most, subject.model.train_indices)
-    return loo_pit(
-        subject.model,
-        subject.observed[0],
-        num_samples=draws,
-        num_inner=inner,
-        indices=rows,
-        batch_size=_small_batches(subject, draws),
-        seed=subject.seed,
-    )
-
-
-def _small_batches(subject: Subject, draws: int) -> int | None:
-    """Minibatches whose replicated values fit into some hundred MiB."""
-    size = subject.affordable(draws * 5, 128)
-    return None if size >= 128 else size
-
-
 def _calibration_check(what: str, found: Calibration) -> Check:
+    kind = "simulations" if found.num_draws is not None else "observations"
+    if found.passed is None:
+        return Refusal(f"{len(found.values)} {kind} are too few to judge.").check(what)
     smallest = float(found.table["adjusted"].min())
     worst = found.table.iloc[0]
     failed = not found.passed
@@ -114,7 +99,7 @@ def _calibration_check(what: str, found: Calibration) -> Check:
         if failed
         else "",
         f"smallest adjusted p-value of {found.values.shape[1]} quantities, "
-        f"{len(found.values)} {'simulations' if found.num_draws is not None else 'observations'}",
+        f"{len(found.values)} {kind}",
     )
 
 
@@ -153,7 +138,7 @@ def comparison_section(subject: Subject) -> Section:
             blocks.append(f"{what} is not available: {found.reason}")
             checks.append(found.check(check))
             continue
-        values[key] = found.summary().iloc[0].to_dict()
+        values[key] = found.summary().iloc[0].to_dict() | {"unusable": found.unusable}
         checks.append(_elpd_check(check, found))
         blocks += _elpd_blocks(found)
     return Section("Prediction of observations left out", blocks, checks, {"elpd": values})
@@ -164,12 +149,14 @@ def _elpd_check(what: str, found: Elpd) -> Check:
         what,
         found.n_bad / len(found.pointwise),
         (0.01, 0.1),
-        _ADVICE[found.kind],
+        _UNUSABLE if found.unusable else _ADVICE[found.kind],
         detail=f"{found.n_bad} of {len(found.pointwise)} observations",
     )
 
 
 def _elpd_blocks(found: Elpd) -> list[Block]:
+    if found.unusable:
+        return [Callout("fail", found.warning()[0]), *_khat_figure(found)]
     table = found.summary()
     table["elpd / observation"] = found.elpd / found.n_obs
     table["se / observation"] = found.se / found.n_obs
@@ -201,7 +188,7 @@ def _held_out(subject: Subject) -> Elpd | Refusal:
     most = subject.affordable(draws * inner, subject.max_observations)
     rows = subject.sample("held out", most, outside)
     if not len(rows):
-        return Refusal("no observations were held out of training (train_size=0.9 does).")
+        return Refusal(f"no observations were held out of training: {keep_apart(model)}.")
     return held_out(model, indices=rows, num_samples=draws, num_inner=inner, seed=subject.seed)
 
 

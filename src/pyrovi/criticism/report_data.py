@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pyrovi._settings import settings
+from pyrovi.criticism.elpd import has_observations
 from pyrovi.criticism.report_blocks import Block, Code, Folded, Section, Table, plain
 from pyrovi.criticism.report_subject import Subject
 
@@ -26,7 +27,8 @@ def data_section(subject: Subject) -> Section:
     import pandas as pd
 
     model = subject.model
-    sizes = {"observations": model.adata_manager.n_obs} | {
+    of_rows = "observations" if has_observations(model) else "rows of data"
+    sizes = {of_rows: model.adata_manager.n_obs} | {
         name.removeprefix("n_"): value
         for name, value in model.summary_stats.items()
         if name != "n_obs" and value
@@ -36,6 +38,8 @@ def data_section(subject: Subject) -> Section:
         "held out (validation)": model.validation_indices,
         "held out (test)": model.test_indices,
     }
+    if not has_observations(model):
+        sets = {}
     split = {name: 0 if rows is None else len(rows) for name, rows in sets.items()}
     rows = pd.DataFrame(
         {"number": [*sizes.values(), *split.values()]},

@@ -11,6 +11,7 @@ from pyrovi.criticism.style import CATEGORIES, NEUTRAL, OBSERVED, REPLICATED, ax
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -172,8 +173,7 @@ def plot_few_variables(checks: PredictiveChecks, statistics: list[str]) -> Figur
     observed = {name: checks.observed[name].to_numpy().ravel() for name in statistics}
     count = len(next(iter(observed.values())))
     labels = checks.observed[statistics[0]]
-    dim = labels.dims[0] if labels.dims else None
-    names = [str(x) for x in labels[dim].to_numpy()] if dim in labels.coords else [checks.site]
+    names = _variable_names(checks.site, labels)
     width = 3.6 * len(statistics)
     with figure(width, 2.9 * count, columns=len(statistics), rows=count) as (made, axes):
         for variable in range(count):
@@ -185,12 +185,24 @@ def plot_few_variables(checks: PredictiveChecks, statistics: list[str]) -> Figur
                 one.hist(replicated, bins=15, color=REPLICATED, alpha=0.55, label="replicated")
                 one.axvline(value, color=OBSERVED, label=f"observed (p = {p:.2f})")
                 words = name.replace("_", " ")
-                label = names[variable] if count > 1 else checks.site
-                one.set(title=f"{words.capitalize()} of {label}", xlabel=words.capitalize())
+                one.set(
+                    title=f"{words.capitalize()} of {names[variable]}", xlabel=words.capitalize()
+                )
                 one.set_ylabel("Replicated data sets" if column == 0 else "")
                 one.set_ylim(top=1.45 * one.get_ylim()[1])
                 one.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     return made
+
+
+def _variable_names(site: str, of_variables: xr.DataArray) -> list[str]:
+    """Name of each variable: its label if it has one, else its place in the site."""
+    count = of_variables.size
+    if count == 1:
+        return [site]
+    dim = of_variables.dims[0]
+    if dim in of_variables.coords:
+        return [str(name) for name in of_variables[dim].to_numpy()]
+    return [f"{site}[{place}]" for place in range(count)]
 
 
 def _short(name: str, length: int = 34) -> str:

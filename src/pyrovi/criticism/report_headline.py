@@ -24,7 +24,7 @@ def headline_section(sections: Sequence[Section]) -> Section:
 
     checks = [(section.title, check) for section in sections for check in section.checks]
     number = Counter(check.verdict for _, check in checks)
-    blocks: list[Block] = [Callout(_worst(number), _words(number, len(checks)))]
+    blocks: list[Block] = [Callout(_overall(number), _words(number, len(checks)))]
     judged = sorted(
         (c for c in checks if c[1].verdict in ("fail", "warn")),
         key=lambda c: _ORDER.index(c[1].verdict),
@@ -59,8 +59,13 @@ def headline_section(sections: Sequence[Section]) -> Section:
     return Section("Verdict", blocks)
 
 
-def _worst(number: Counter[Verdict]) -> Verdict:
-    return next((verdict for verdict in _ORDER if number[verdict]), "not available")
+def _overall(number: Counter[Verdict]) -> Verdict:
+    """The worst verdict; no pass where as many checks could not be made as were."""
+    worst: Verdict = next((verdict for verdict in _ORDER if number[verdict]), "not available")
+    made = number["pass"] + number["warn"] + number["fail"]
+    if worst == "pass" and number["not available"] >= made:
+        return "not available"
+    return worst
 
 
 def _words(number: Counter[Verdict], total: int) -> str:
@@ -68,7 +73,7 @@ def _words(number: Counter[Verdict], total: int) -> str:
         return "No section with checks was asked for."
     parts = [f"{number['pass']} passed"]
     if number["warn"]:
-        parts.append(f"{number['warn']} need a look")
+        parts.append(f"{number['warn']} need{'s' * (number['warn'] == 1)} a look")
     if number["not available"]:
         parts.append(f"{number['not available']} could not be made")
     head = f"{number['fail']} of {total} checks failed" if number["fail"] else _NONE[:-1]

@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from pyrovi.criticism.bounds import evidence_bounds
-from pyrovi.criticism.document import plain
+from pyrovi.criticism.document import format_value, plain
 from pyrovi.criticism.elbo_plot import plot_elbo
 from pyrovi.criticism.report_blocks import Block, Image, Section, Table, checks_table
 from pyrovi.criticism.report_figures import plot_energy, plot_threshold_histogram
@@ -32,12 +32,13 @@ def inference_section(subject: Subject) -> Section:
     model = subject.model
     rows = _settings(model)
     frame = pd.DataFrame(
-        {"value": [str(plain(v)) for v in rows.values()]},
+        {"value": [format_value(plain(v)) for v in rows.values()]},
         index=pd.Index(list(rows), name="setting"),
     )
     blocks: list[Block] = [Table(frame)]
     values: dict[str, Any] = {"inference": rows}
-    if model._restarts:
+    by_guide = model.module.posterior is None
+    if by_guide and model._restarts:
         restarts = model.restarts
         values["restarts"] = restarts.to_dict(orient="index")
         restarts = restarts.assign(
@@ -47,7 +48,7 @@ def inference_section(subject: Subject) -> Section:
         )
         caption = "Restarts: fits from initial values of their own. elbo: per observation, in nats."
         blocks.append(Table(restarts, caption))
-    if model._history:
+    if by_guide and model._history:
         blocks.append(
             Image(
                 plot_elbo(model),
@@ -127,12 +128,17 @@ def _bounds(subject: Subject) -> pd.DataFrame:
 def _settings(model: BaseModelClass) -> dict[str, Any]:
     training = model._training
     posterior = model.module.posterior
+    by_guide = posterior is None
+    arguments = {k: v for k, v in model._init_arguments.items() if by_guide or k != "guide"}
     rows: dict[str, Any] = {
         "class": type(model).__name__,
-        "arguments": _arguments(model._init_arguments),
+        "arguments": _arguments(arguments),
         "method": "unknown (loaded)" if training is None else training.method,
-        "guide": guide_name(model),
     }
+    if by_guide:
+        rows["guide"] = guide_name(model)
+    if training is not None:
+        rows["training observations"] = training.n_obs
     if isinstance(posterior, StoredDraws):
         rows["chains"] = posterior.num_chains
         rows["draws per chain"] = posterior.num_draws
@@ -141,9 +147,8 @@ def _settings(model: BaseModelClass) -> dict[str, Any]:
             for name in ("step_size", "n_steps", "acceptance_rate")
             if name in posterior.statistics
         }
-    elif training is not None:
+    elif by_guide and training is not None:
         rows |= {
-            "training observations": training.n_obs,
             "epochs": training.epochs,
             "optimiser": _optimiser(training.plan_kwargs),
             "ended early": training.stopping_reason or "no",
@@ -163,7 +168,8 @@ def guide_name(model: BaseModelClass) -> str:
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={_value(v)}" for k, v in arguments.items()) or "none"
+    given = {k: v for k, v in arguments.items() if not (isinstance(v, dict) and not v)}
+    return ", ".join(f"{k}={_value(v)}" for k, v in given.items()) or "none"
 
 
 def _value(value: Any) -> str:

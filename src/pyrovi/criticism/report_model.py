@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrovi.criticism.report_blocks import Block, Code, Diagram, Folded, Section, Table
-from pyrovi.criticism.report_subject import Subject
+from pyrovi.criticism.report_priors import constant_priors
+from pyrovi.criticism.report_subject import Refusal, Subject
 from pyrovi.model.draws import example_on_device
 from pyrovi.model.graph import ModelGraph
 from pyrovi.module.ledger import Role
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
 
     from pyrovi.model.base import BaseModelClass
 
-_PRIOR_VALUES = 2_000_000
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _LONG = 40
+
+_CAPTION = (
+    "Priors of the global sites: quantiles of draws from the prior, over all elements of a site "
+    "together. What depends on other sites is drawn with them."
+)
 
 
 def model_section(subject: Subject) -> Section:
@@ -41,13 +46,9 @@ def model_section(subject: Subject) -> Section:
     if subject.has_globals:
         priors = prior_table(subject)
         values["priors"] = priors.to_dict(orient="index")
-        blocks.append(
-            Table(
-                priors,
-                "Priors of the global sites: quantiles of draws from the prior, over all elements "
-                "of a site together. What depends on other sites is drawn with them.",
-            )
-        )
+        blocks.append(Table(priors, _CAPTION if "50%" in priors else "Priors of the global sites."))
+        if isinstance(subject.prior, Refusal):
+            blocks.append(f"Quantiles of the prior are not available: {subject.prior.reason}")
     else:
         blocks.append(
             "There are no global latent sites, so there are no priors of parameters: what is "
@@ -64,29 +65,28 @@ def prior_table(subject: Subject) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``distribution``, ``depends on``, number of ``elements``, and quantiles.
+        ``distribution``, with its parameters where they are constants (or that it is improper),
+        ``depends on``, number of ``elements``, and quantiles where the prior can be drawn from.
     """
     import pandas as pd
 
     model = subject.model
     names = model.sites.names(Role.GLOBAL)
-    sizes = {
-        name: int(np.prod([size for size in model.sites[name].shape if isinstance(size, int)]))
-        for name in names
-    }
-    draws = int(np.clip(_PRIOR_VALUES // sum(sizes.values()), 50, 4_000))
-    prior = model.sample_prior(names, num_samples=draws, seed=subject.seed)
+    sizes, prior = subject.global_sizes, subject.prior
     parents = prior_parents(model.module, example_on_device(model, None))
+    known = constant_priors(model, [name for name in names if not parents.get(name)])
     graph = model.render()
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        values = prior[name].to_numpy().astype(float)
+        improper = name in subject.improper
         rows[name] = {
-            "distribution": graph.nodes[name][1],
+            "distribution": "improper" if improper else known.get(name, graph.nodes[name][1]),
             "depends on": ", ".join(parents.get(name, ())) or "nothing (top level)",
             "elements": sizes[name],
-            **{f"{q:.0%}": float(np.quantile(values, q)) for q in _QUANTILES},
         }
+        if not isinstance(prior, Refusal):
+            values = prior[name].to_numpy().astype(float)
+            rows[name] |= {f"{q:.0%}": float(np.quantile(values, q)) for q in _QUANTILES}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
 
 
@@ -130,13 +130,16 @@ def _plates(graph: ModelGraph, plates: tuple[str, ...]) -> Iterator[str]:
 
 def _parameters(model: BaseModelClass) -> str:
     sizes: dict[str, int] = {}
+    whose = "model and guide" if model.module.posterior is None else "the model"
     for name, parameter in model.module.named_parameters():
         part = name.partition(".")[0]
+        if part == "guide" and model.module.posterior is not None:
+            continue  # it was not asked
         sizes[part] = sizes.get(part, 0) + parameter.numel()
     if not sizes:
-        return "Model and guide have no trainable parameters."
+        return f"There are no trainable parameters of {whose}."
     parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
-    return f"Trainable parameters of model and guide: {sum(sizes.values()):,} ({parts})."
+    return f"Trainable parameters of {whose}: {sum(sizes.values()):,} ({parts})."
 
 
 def _stories(model: BaseModelClass) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _FOREST_ROWS = 30
 _SENSITIVITY = "quantities with prior-data conflict, or a strong prior and weak likelihood"
 _SENSITIVITY_DRAWS = 1_000
+
+_CONSTANT = 1e-6
+"""Relative spread up to which a number is a constant, but for rounding."""
 
 
 def posterior_section(subject: Subject) -> Section:
@@ -126,6 +130,11 @@ def sensitivity_section(subject: Subject) -> Section:
 
 def _sensitivity(subject: Subject) -> Sensitivity | Refusal:
     model = subject.model
+    if subject.improper:
+        return Refusal(
+            f"the prior of {', '.join(subject.improper)} is improper, so there is no density to "
+            "count more or less."
+        )
     draws, inner = subject.draws(_SENSITIVITY_DRAWS)
     n = len(model.train_indices) if model.train_indices is not None else model.adata_manager.n_obs
     if subject.has_globals and subject.affordable(draws * inner, n) < n:
@@ -134,7 +143,15 @@ def _sensitivity(subject: Subject) -> Sensitivity | Refusal:
             f"this report computes ({BUDGET:.0e} values). Call "
             "pyrovi.criticism.sensitivity(model), which takes as long as it needs."
         )
-    return sensitivity(model, num_samples=draws, num_inner=inner, seed=subject.seed)
+    found = sensitivity(model, num_samples=draws, num_inner=inner, seed=subject.seed)
+    return _without_constants(found, subject.global_summary)
+
+
+def _without_constants(found: Sensitivity, posterior: pd.DataFrame) -> Sensitivity:
+    """Without numbers that are the same in every draw, e.g. corners of a Cholesky factor."""
+    spread = posterior["sd"] > _CONSTANT * posterior["mean"].abs().clip(lower=1)
+    moving = found.table.index.isin(posterior.index[spread])
+    return replace(found, table=found.table[moving], by_prior=found.by_prior[moving])
 
 
 def _sensitivity_checks(found: Sensitivity) -> list[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,18 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovi._rng import generator
+from pyrovi.criticism.calibration import LooPit, loo_pit
 from pyrovi.criticism.diagnose_rows import Check, unavailable
 from pyrovi.criticism.diagnose_svi import LOCAL_DRAWS, LOCAL_KHAT, judged_observations
 from pyrovi.criticism.diagnosis import Diagnosis, diagnose
-from pyrovi.criticism.elpd import observed_sites
+from pyrovi.criticism.elpd import observed_sites, predicted_sites
 from pyrovi.dataloaders.indices import resolve_indices
-from pyrovi.errors import ModelError
+from pyrovi.errors import PyroviError
 from pyrovi.model.draws import resolve_num_samples
+from pyrovi.model.improper import improper_sites
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.alignment import Symmetry
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from pyrovi.criticism.calibration.refits import SBC
     from pyrovi.criticism.predictive import PredictiveChecks
@@ -37,6 +40,11 @@ _DIAGNOSED = 200
 
 _DIAGNOSIS = 1_500
 """Evaluations of the density of each of them that it takes, about."""
+
+_LOO_DRAWS = 500
+
+_PRIOR_VALUES = 2_000_000
+"""Values that the quantiles of the priors are found from."""
 
 _T = TypeVar("_T")
 
@@ -63,11 +71,11 @@ def attempt(make: Callable[[], _T]) -> _T | Refusal:
     Parameters
     ----------
     make
-        What to do. Only :class:`~pyrovi.errors.ModelError` is a refusal; all else is an error.
+        What to do. Only :class:`~pyrovi.errors.PyroviError` is a refusal; all else is an error.
     """
     try:
         return make()
-    except ModelError as error:
+    except PyroviError as error:
         return Refusal(str(error))
 
 
@@ -93,6 +101,8 @@ class Subject:
         Root seed.
     bounds, checks, sbc
         What has been made already.
+    sections
+        Names of the sections that are made.
     """
 
     model: BaseModelClass
@@ -105,6 +115,7 @@ class Subject:
     bounds: pd.DataFrame | None
     checks: PredictiveChecks | None
     sbc: SBC | None
+    sections: Collection[str] = ()
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
@@ -136,9 +147,40 @@ class Subject:
         return [n for n in observed_sites(self.model) if len(sites[n].dims) <= 2]
 
     @cached_property
+    def unobserved(self) -> str:
+        """Why there is nothing to predict, if no site is checked."""
+        if factors := self.model.sites.names(Role.FACTOR):
+            return (
+                f"the data enter by pyro.factor ({', '.join(factors)}), which has no predictive "
+                "distribution."
+            )
+        return "no observed site has one value, or one row of values, per observation."
+
+    @cached_property
+    def improper(self) -> list[str]:
+        """Names of latent sites with a flat prior, from which nothing can be drawn."""
+        return improper_sites(self.model)
+
+    @cached_property
     def has_globals(self) -> bool:
         """Whether there are global latent sites."""
         return bool(self.model.sites.names(Role.GLOBAL))
+
+    @cached_property
+    def global_sizes(self) -> dict[str, int]:
+        """Number of values of each global site."""
+        sites = self.model.sites
+        return {
+            name: math.prod(size for size in sites[name].shape if isinstance(size, int))
+            for name in sites.names(Role.GLOBAL)
+        }
+
+    @cached_property
+    def prior(self) -> xr.Dataset | Refusal:
+        """Draws of the global sites from the prior, if it can be drawn from."""
+        names, sizes = list(self.global_sizes), self.global_sizes.values()
+        draws = int(np.clip(_PRIOR_VALUES // sum(sizes), 50, 4_000))
+        return attempt(lambda: self.model.sample_prior(names, num_samples=draws, seed=self.seed))
 
     @cached_property
     def has_locals(self) -> bool:
@@ -155,7 +197,7 @@ class Subject:
         most
             Largest number.
         """
-        sizes = [math.prod(shape) for shape in observed_sites(self.model).values()]
+        sizes = [math.prod(shape) for shape in predicted_sites(self.model).values()]
         per_observation = max(1, sum(sizes)) * evaluations
         return min(most, max(20, int(BUDGET // per_observation)))
 
@@ -187,6 +229,27 @@ class Subject:
             return None
         rows = judged_observations(self.model, self.num_diagnosed, self.seed)
         return self.model.local_fit(indices=rows, num_inner=LOCAL_DRAWS, seed=self.seed)
+
+    @cached_property
+    def loo_pit(self) -> LooPit | Refusal:
+        """Leave-one-out transforms of the first observed site."""
+        if not self.observed:
+            return Refusal(self.unobserved)
+        draws, inner = self.draws(_LOO_DRAWS)
+        most = self.affordable(draws * inner, self.max_observations)
+        rows = self.sample("leave one out", most, self.model.train_indices)
+        small = self.affordable(draws * 5, 128)  # replicated values fit into some hundred MiB
+        return attempt(
+            lambda: loo_pit(
+                self.model,
+                self.observed[0],
+                num_samples=draws,
+                num_inner=inner,
+                indices=rows,
+                batch_size=None if small >= 128 else small,
+                seed=self.seed,
+            )
+        )
 
     @cached_property
     def global_summary(self) -> pd.DataFrame:

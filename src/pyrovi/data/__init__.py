@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pyrovi.data import fields
 from pyrovi.data.manager import AnnDataManager
+from pyrovi.data.soma import open_soma
+from pyrovi.data.sources import CellSource
+from pyrovi.data.store import open_store, shuffled_store
 from pyrovi.data.synthetic import synthetic_iid
 from pyrovi.data.validation import AnnDataManagerValidationCheck
 
-__all__ = ["AnnDataManager", "AnnDataManagerValidationCheck", "fields", "synthetic_iid"]
+__all__ = [
+    "AnnDataManager",
+    "AnnDataManagerValidationCheck",
+    "CellSource",
+    "fields",
+    "open_soma",
+    "open_store",
+    "shuffled_store",
+    "synthetic_iid",
+]

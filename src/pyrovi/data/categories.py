@@ -182,7 +182,9 @@ def raise_unseen(
         Always.
     """
     fix = fix or (
-        "drop these rows, rename the category, or transfer the setup with `extend_categories=True`"
+        "drop these rows or rename the category. A model made by from_pyro predicts new levels "
+        "with posterior_predictive(adata=..., new_levels=True); a setup for further categories is "
+        "manager.transfer_fields(adata, extend_categories=True), for a new model"
     )
     raise UnseenCategoryError(
         f"{where} holds {'the category' if len(unseen) == 1 else 'categories'} {preview(unseen)}, "

@@ -89,7 +89,11 @@ def _bad_values(values: NDArray[Any], counts: bool) -> NDArray[np.bool_] | None:
 def _expectation(counts: bool, fix: str) -> str:
     if counts:
         return f"Expected counts (finite, non-negative integers): {fix}"
-    return "Expected finite numbers: impute the missing ones, or leave these rows or columns out"
+    return (
+        "Expected finite numbers: impute the missing ones, leave these rows or columns out, or, of "
+        "an outcome, fill them with a possible value and mask them (dist.mask in the story, a "
+        "column that says which are seen as another field)"
+    )
 
 
 def check_values(
@@ -259,6 +263,8 @@ def numeric_column(column: pd.Series, where: str) -> NDArray[Any]:
         rows = np.flatnonzero(~finite)
         raise DataError(
             f"{where} has {len(rows)} missing (NaN) or infinite values, the first for "
-            f"{column.index[rows[0]]!r}. Expected finite numbers: impute them or drop these rows."
+            f"{column.index[rows[0]]!r}. Expected finite numbers: impute them or drop these rows; "
+            "missing outcomes can be filled with a possible value and masked (dist.mask in the "
+            "story, a column that says which are seen as another field)."
         )
     return values

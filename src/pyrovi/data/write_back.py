@@ -164,9 +164,9 @@ def write_field(
         getattr(target, field.attr_name)[field.key] = made
     elif isinstance(field, ArrayField):
         like = np.asarray(source.obsm[field.key])
-        target.obsm[field.key] = _as_dtype(values, like.dtype).reshape(like.shape)
+        target.obsm[field.key] = _as_dtype(_dense(values), like.dtype).reshape(like.shape)
     else:
-        _write_columns(getattr(target, field.axis), field, state, np.asarray(values), source)
+        _write_columns(getattr(target, field.axis), field, state, _dense(values), source)
 
 
 def _write_layer(target: Any, field: LayerField, values: Any, source: Any) -> None:
@@ -213,8 +213,7 @@ def _like(values: Any, container: Any, where: str) -> Any:
     dtype = like.to_numpy().dtype if isinstance(like, pd.DataFrame) else np.dtype(like.dtype)
     to_sparse = is_sparse(like) or (is_backed(like) and hasattr(like, "to_memory"))
     if not to_sparse:
-        dense = values.toarray() if is_sparse(values) else np.asarray(values)
-        return _as_dtype(dense, dtype)
+        return _as_dtype(_dense(values), dtype)
     is_csc = like.format == "csc"
     if isinstance(like, sparse.sparray):
         made = sparse.csc_array(values) if is_csc else sparse.csr_array(values)
@@ -222,6 +221,10 @@ def _like(values: Any, container: Any, where: str) -> Any:
         made = sparse.csc_matrix(values) if is_csc else sparse.csr_matrix(values)
     made.data = _as_dtype(made.data, dtype)
     return made
+
+
+def _dense(values: Any) -> np.ndarray:
+    return np.asarray(values.toarray() if is_sparse(values) else values)
 
 
 def _as_dtype(values: Any, dtype: np.dtype[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyrovi._lazy import lazy_attributes
+from pyrovi.dataloaders.block_plan import BlockPlan
 from pyrovi.dataloaders.concat import ConcatDataLoader
 from pyrovi.dataloaders.dataset import AnnTorchDataset
 from pyrovi.dataloaders.device_loader import DeviceBackedLoader
@@ -31,6 +32,7 @@ __all__ = [
     "AnnTorchDataset",
     "BatchDistributedSampler",
     "BatchSampler",
+    "BlockPlan",
     "ConcatDataLoader",
     "DataSplitter",
     "DeviceBackedDataSplitter",

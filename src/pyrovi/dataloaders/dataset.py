@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import warnings
@@ -22,6 +23,12 @@ from pyrovi.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
     from pyrovi.data import AnnDataManager
+
+BUFFER_BYTES = 2**27
+"""Size of the observations on disk that are held in memory at a time; as many are being read."""
+
+_BLOCK_ROWS = 128
+_LEAST_BLOCKS = 16
 
 
 class AnnTorchDataset(Dataset[dict[str, Any]]):
@@ -144,7 +151,42 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
     @property
     def on_disk(self) -> bool:
         """Whether a field is read from disk."""
-        return any(isinstance(rows, BackedRows) for rows in self._rows.values())
+        return bool(self._stored)
+
+    @property
+    def _stored(self) -> dict[str, BackedRows]:
+        return {name: rows for name, rows in self._rows.items() if isinstance(rows, BackedRows)}
+
+    def buffer_sizes(self) -> tuple[int, int]:
+        """Observations in a block that is read in one go, and blocks in a buffer.
+
+        The fields on disk of a buffer take :data:`BUFFER_BYTES` as they are stored. Blocks are
+        small, for good mixing, but not smaller than what storage hands out at once; if all storage
+        is in a random order they are large, for speed. A buffer always holds several.
+        """
+        stored = [rows.stored for rows in self._stored.values()]
+        n_rows = max(1, BUFFER_BYTES // max(1, sum(source.row_bytes for source in stored)))
+        wanted = max([_BLOCK_ROWS, *(source.chunk_rows for source in stored)])
+        largest = max(1, n_rows // _LEAST_BLOCKS)
+        block = largest if all(source.shuffled for source in stored) else min(wanted, largest)
+        return block, n_rows // block
+
+    def loaded(self, positions: NDArray[np.int64]) -> AnnTorchDataset:
+        """The same fields, with some observations of those on disk in memory.
+
+        Parameters
+        ----------
+        positions
+            The observations, in any order; no others can be taken.
+        """
+        own = copy.copy(self)
+        wanted = np.sort(positions)  # np.unique hashes, which takes as long as reading
+        wanted = wanted[np.diff(wanted, prepend=-1) > 0]
+        own._rows = {
+            name: rows.loaded(wanted) if isinstance(rows, BackedRows) else rows
+            for name, rows in self._rows.items()
+        }
+        return own
 
     def __len__(self) -> int:
         return self._n_obs
@@ -194,6 +236,18 @@ class MinibatchDataset(Dataset[Minibatch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def loaded(self, indices: Sequence[NDArray[np.int64]]) -> MinibatchDataset:
+        """Dataset of some minibatches, whose observations are read from disk now.
+
+        Parameters
+        ----------
+        indices
+            Positions of each minibatch.
+        """
+        return MinibatchDataset(
+            self.rows.loaded(np.concatenate(indices)), self.n_obs, self.as_numpy
+        )
 
     def __getitem__(self, index: NDArray[np.int64]) -> Any:
         return self._made(self.rows[index], index)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from pyrovi._rng import derive_seed
 from pyrovi._settings import settings
+from pyrovi.dataloaders.block_plan import BlockPlan
 from pyrovi.dataloaders.dataset import AnnTorchDataset, MinibatchDataset
 from pyrovi.dataloaders.distributed import distributed_rank_and_size
 from pyrovi.dataloaders.indices import resolve_indices
@@ -41,6 +44,11 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
     number of workers or on any global random state, and iterating leaves that state as it was. Each
     complete pass moves on to the next epoch; :meth:`set_epoch` chooses one.
 
+    Fields on disk (a backed AnnData, zarr) are read by buffers of many minibatches, the next one in
+    a thread while one is in use: at most about three times
+    :data:`~pyrovi.dataloaders.dataset.BUFFER_BYTES` are in memory. Worker processes
+    (``num_workers``) read every minibatch by itself, which is far slower for them.
+
     Parameters
     ----------
     manager
@@ -53,7 +61,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         Largest number of observations per minibatch; ``None`` takes ``pyrovi.settings.batch_size``.
         The minibatches of an epoch differ in size by at most one (:class:`BatchSampler`).
     shuffle
-        Whether each epoch has its own random order.
+        Whether each epoch has its own random order. Data on disk that are larger than one buffer
+        are shuffled by a :class:`BlockPlan`, others as in memory.
     sampler
         Own sampler instead of ``shuffle``, ``drop_last`` and the distributed options: it yields
         minibatches of positions in ``indices``. A :class:`BatchSampler` is copied if ``indices``
@@ -137,8 +146,21 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
             order = self._given_order(sampler, indices is not None)
         else:
             batch_size = settings.batch_size if batch_size is None else batch_size
-            if distributed_sampler:
-                rank, world = distributed_rank_and_size()
+            rank, world = distributed_rank_and_size() if distributed_sampler else (0, 1)
+            block_size, n_blocks = rows.buffer_sizes() if rows.on_disk else (0, 0)
+            if shuffle and rows.on_disk and len(self.indices) > block_size * n_blocks:
+                order = BlockPlan(
+                    self.indices,
+                    batch_size,
+                    block_size,
+                    n_blocks,
+                    drop_last,
+                    drop_dataset_tail,
+                    rank,
+                    world,
+                    seed,
+                )
+            elif distributed_sampler:
                 order = BatchDistributedSampler(
                     self.indices,
                     batch_size,
@@ -205,16 +227,32 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         cursor = self.cursor
         if cursor is None:
             return super().__iter__()
-        alone = self.num_workers > 0 or self.pin_memory or self._rows.load_sparse_tensor
+        if self.num_workers > 0:
+            return self.give(cursor, super().__iter__)
+        if self._rows.on_disk:
+            return self.give(cursor, self._from_disk)
+        alone = self.pin_memory or self._rows.load_sparse_tensor
         return self.give(cursor, super().__iter__ if alone else self._together)
 
     def _together(self) -> Iterator[Any]:
         """Minibatches of this process, several of which are read at a time."""
+        return self._made(self.dataset, iter(self.sampler))  # the order is that of now
+
+    def _from_disk(self) -> Iterator[Any]:
+        """Minibatches out of a buffer, while a thread reads the next one."""
         dataset: Any = self.dataset
+        if isinstance(self.sampler, BlockPlan):
+            buffers: Iterator[list[NDArray[np.int64]]] = self.sampler.buffers()
+        else:
+            buffers = grouped(iter(self.sampler), math.prod(self._rows.buffer_sizes()))
+        read = ((dataset.loaded(batches), batches) for batches in buffers)
+        made = itertools.chain.from_iterable(self._made(*buffer) for buffer in prefetched(read))
+        return map(pin_memory, made) if self.pin_memory and torch.cuda.is_available() else made
+
+    def _made(self, dataset: Any, batches: Iterable[NDArray[np.int64]]) -> Iterator[Any]:
         limit = max(1, _GROUP_BYTES // max(1, self._rows.bytes_per_row))
-        groups = grouped(iter(self.sampler), limit)  # the order is that of now
-        read = map(dataset.several, groups)
-        return itertools.chain.from_iterable(prefetched(read) if self._rows.on_disk else read)
+        groups = grouped(batches, 1 if self._rows.load_sparse_tensor else limit)
+        return itertools.chain.from_iterable(map(dataset.several, groups))
 
 
 def grouped(batches: Iterable[NDArray[np.int64]], limit: int) -> Iterator[list[NDArray[np.int64]]]:
@@ -232,12 +270,23 @@ def grouped(batches: Iterable[NDArray[np.int64]], limit: int) -> Iterator[list[N
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """Items, the next of which is made in a thread while one is in use."""
-    with ThreadPoolExecutor(1, "pyrovi-loader") as pool:
-        coming = pool.submit(next, items, _END)
-        while (item := coming.result()) is not _END:
-            coming = pool.submit(next, items, _END)
-            yield item  # type: ignore[misc]
+    """Items, the next of which is made in a thread while one is in use.
+
+    A thread makes one item and ends: none is left when the iterator is given up.
+    """
+    coming = _started(items)
+    while (item := coming.result()) is not _END:
+        coming = _started(items)
+        yield item
+        del item  # it may be large, and two others are in memory while the next is waited for
+
+
+def _started(items: Iterator[Any]) -> Future[Any]:
+    pool = ThreadPoolExecutor(1, "pyrovi-loader")
+    try:
+        return pool.submit(next, items, _END)
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _unchanged(batch: Any) -> Any:

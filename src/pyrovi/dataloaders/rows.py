@@ -1,26 +1,23 @@
 """Rows of a data container in exactly the order asked, whatever the container.
 
 One class per kind of container. Memory-resident containers are indexed directly. Containers on disk
-read each needed row once, in storage order, and the rows are then put in the order asked, since
-HDF5 accepts only increasing unique positions.
+read runs of neighbours (:mod:`pyrovi.data.sources`), each needed row once and in storage order, and
+the rows are then put in the order asked.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.abc import CSCDataset, CSRDataset
-from anndata.io import sparse_dataset
+from anndata.abc import CSCDataset
 from numpy.typing import NDArray
 
+from pyrovi.data.sources import CellSource, disk_source, read_rows
 from pyrovi.errors import DataError
 
 
@@ -63,6 +60,13 @@ class SparseRows(Rows):
     is_sparse = True
 
     def __init__(self, matrix: Any) -> None:
+        if matrix.indptr.dtype != matrix.indices.dtype:
+            # Files may have it so, and SciPy would convert all indices at every access.
+            matrix = type(matrix)(matrix, copy=False)
+            wide = matrix.indptr[-1] > np.iinfo(np.int32).max
+            index = np.int64 if wide else np.int32
+            matrix.indptr = matrix.indptr.astype(index, copy=False)
+            matrix.indices = matrix.indices.astype(index, copy=False)
         self.source = matrix
         self.shape = matrix.shape
 
@@ -77,64 +81,58 @@ class BackedRows(Rows):
 
     Parameters
     ----------
-    source
-        The dataset on disk.
-    read
-        Reads the rows at increasing unique positions.
-    is_sparse
-        Whether ``read`` returns CSR matrices.
+    stored
+        Reads neighbouring rows.
     """
 
-    def __init__(
-        self, source: Any, read: Callable[[Any, NDArray[np.int64]], Any], is_sparse: bool
-    ) -> None:
-        self.source = source
-        self._read = read
-        self.is_sparse = is_sparse
-        self.shape = tuple(source.shape)
+    def __init__(self, stored: CellSource) -> None:
+        self.stored = stored
+        self.is_sparse = stored.is_sparse
+        self.shape = tuple(stored.shape)
+
+    @property
+    def source(self) -> Any:  # type: ignore[override]
+        """The dataset on disk."""
+        return getattr(self.stored, "source", self.stored)
 
     def take(self, index: NDArray[np.int64]) -> Any:
         if len(index) < 2 or bool((np.diff(index) > 0).all()):
-            return self._read(self.source, index)
-        stored, back = np.unique(index, return_inverse=True)
-        return self._read(self.source, stored)[back]
+            return read_rows(self.stored, index)
+        wanted, back = np.unique(index, return_inverse=True)
+        return read_rows(self.stored, wanted)[back]
 
-    def __getstate__(self) -> dict[str, Any]:
-        # HDF5 handles cannot be pickled: worker processes that are not forked reopen the file.
-        state = dict(self.__dict__)
-        node = getattr(self.source, "group", self.source)
-        if isinstance(node, h5py.Dataset | h5py.Group):
-            state["source"] = (node.file.filename, node.name)
-        return state
+    def loaded(self, positions: NDArray[np.int64]) -> LoadedRows:
+        """Some of the rows, read now.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["source"], tuple):
-            path, name = state["source"]
-            node = h5py.File(path, "r")[name]
-            state["source"] = sparse_dataset(node) if isinstance(node, h5py.Group) else node
-        self.__dict__.update(state)
+        Parameters
+        ----------
+        positions
+            The rows, strictly increasing.
+        """
+        rows = read_rows(self.stored, positions)
+        return LoadedRows(positions, SparseRows(rows) if self.is_sparse else DenseRows(rows))
 
 
-def _read_hdf5(source: Any, index: NDArray[np.int64]) -> NDArray[Any]:
-    first, last = int(index[0]), int(index[-1]) + 1
-    # A run of neighbours is one hyperslab, which HDF5 reads far faster than a list of points.
-    rows = source[first:last] if last - first == len(index) else source[index]
-    return rows.reshape(-1, 1) if rows.ndim == 1 else rows
+class LoadedRows(Rows):
+    """Some rows of a container on disk, in memory under the positions they have there.
 
+    Parameters
+    ----------
+    positions
+        Positions of the rows, strictly increasing.
+    rows
+        The rows.
+    """
 
-def _read_zarr(source: Any, index: NDArray[np.int64]) -> NDArray[Any]:
-    rows = np.asarray(source.oindex[index])
-    return rows.reshape(-1, 1) if rows.ndim == 1 else rows
+    def __init__(self, positions: NDArray[np.int64], rows: Rows) -> None:
+        self.positions = positions
+        self.rows = rows
+        self.source = rows.source
+        self.shape = rows.shape
+        self.is_sparse = rows.is_sparse
 
-
-def _read_sparse(source: Any, index: NDArray[np.int64]) -> Any:
-    return source[index]
-
-
-def _is_zarr_array(data: Any) -> bool:
-    # Zarr is optional in some versions of anndata; its arrays exist only once it is imported.
-    zarr = sys.modules.get("zarr")
-    return zarr is not None and isinstance(data, zarr.Array)
+    def take(self, index: NDArray[np.int64]) -> Any:
+        return self.rows.take(np.searchsorted(self.positions, index))
 
 
 def as_rows(name: str, data: Any) -> Rows:
@@ -145,8 +143,9 @@ def as_rows(name: str, data: Any) -> Rows:
     name
         Name of the field, for messages.
     data
-        ndarray, DataFrame, SciPy sparse matrix or array, ``h5py.Dataset``, ``zarr.Array``, or a
-        sparse dataset of a backed AnnData (HDF5 or Zarr). Column-compressed and other sparse
+        ndarray, DataFrame, SciPy sparse matrix or array, ``h5py.Dataset``, ``zarr.Array``, a
+        sparse dataset of a backed AnnData (HDF5 or Zarr), or any
+        :class:`~pyrovi.data.sources.CellSource`. Column-compressed and other sparse
         formats are converted to CSR once, because reading rows of a CSC matrix visits all of it.
 
     Raises
@@ -165,12 +164,9 @@ def as_rows(name: str, data: Any) -> Rows:
         return DenseRows(data.to_numpy())
     if sp.issparse(data):
         return SparseRows(data.tocsr())
-    if isinstance(data, h5py.Dataset):
-        return BackedRows(data, _read_hdf5, is_sparse=False)
-    if _is_zarr_array(data):
-        return BackedRows(data, _read_zarr, is_sparse=False)
-    if isinstance(data, CSRDataset):
-        return BackedRows(data, _read_sparse, is_sparse=True)
+    stored = data if isinstance(data, CellSource) else disk_source(data)
+    if stored is not None:
+        return BackedRows(stored)
     if isinstance(data, CSCDataset):
         warnings.warn(
             f"Field {name!r} is a CSC matrix on disk, whose rows cannot be read one by one: it is "

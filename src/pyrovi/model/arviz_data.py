@@ -45,8 +45,7 @@ def observed_data(request: Request) -> xr.Dataset:
     model = request.model
     sites = {name: model.sites[name] for name in model.sites.names(Role.OBSERVED)}
     for name, site in sites.items():
-        n = len(request.positions)
-        elements = math.prod(n if size == OBS_PLATE else int(size) for size in site.shape)
+        elements = _elements(request, site)
         if elements > MAX_DATA_ELEMENTS:
             raise ModelError(
                 f"observed_data would hold {name!r} as a dense array of {elements:.2g} numbers "
@@ -67,6 +66,17 @@ def observed_data(request: Request) -> xr.Dataset:
         for name, found in parts.items()
     }
     return label(arrays, sites, model.coords(request.manager, request.positions))
+
+
+def observed_elements(request: Request) -> int:
+    """Number of values of all observed sites."""
+    sites = request.model.sites
+    return sum(_elements(request, sites[name]) for name in sites.names(Role.OBSERVED))
+
+
+def _elements(request: Request, site: Site) -> int:
+    n = len(request.positions)
+    return math.prod(n if size == OBS_PLATE else int(size) for size in site.shape)
 
 
 def constant_data(request: Request) -> xr.Dataset:

@@ -43,6 +43,9 @@ GROUPS = (
 """All groups that can be asked for, by the names of ArviZ's schema."""
 
 
+MAX_OBSERVED = 1_000_000
+"""Most values of observed sites that are exported without being asked for."""
+
 MAX_LIKELIHOOD = 2_000_000
 """Most values of a log-likelihood that is exported without being asked for."""
 
@@ -66,8 +69,10 @@ def to_arviz(
     ----------
     sites
         Latent or deterministic sites of the posterior and prior groups. ``None``: all latent sites,
-        without those of one value per observation whose draws would be more than 10 million
-        numbers (chains x draws x size); name these to have them.
+        and in the posterior the deterministic ones that belong to no observation (and are no
+        function of a minibatch). Left out are those of one value per observation, and deterministic
+        ones, whose draws would be more than 10 million numbers (chains x draws x size); name these
+        to have them.
     num_samples
         Draws of each chain; ``None``: all that are stored, or 250 of a guide. The chains are those
         of MCMC, or the restarts of SVI.
@@ -81,9 +86,11 @@ def to_arviz(
         As in :meth:`sample_posterior`. Where the draws are of the latents of certain observations
         (MCMC with ``indices=``), ``None`` takes those.
     groups
-        Groups to fill. ``None``: ``posterior`` and ``constant_data``, and ``log_likelihood`` (for
-        ``az.loo``) where it takes no integral over latents and is small. ``sample_stats`` comes
-        with the posterior of MCMC without being asked for.
+        Groups to fill. ``None``: ``posterior`` and ``constant_data``, ``observed_data`` of up to a
+        million numbers, and ``log_likelihood`` (for ``az.loo``) where it takes no integral over
+        latents and is small. ``sample_stats`` comes with the posterior of MCMC without being asked
+        for. ``"all"``: every group that is defined for this model; those that are not are named in
+        the log, with the reason.
 
         ``posterior``
             Draws of the sites.
@@ -103,7 +110,7 @@ def to_arviz(
             the model has trained parameters, ``az.loo`` of it is in-sample, and the attribute
             ``in_sample`` says so.
         ``log_prior``
-            Of each top-level global site.
+            Of each top-level global site, and of ``pyro.factor`` outside the observation plate.
         ``sample_stats``
             Of MCMC ``diverging``, ``energy``, ``lp``, ``step_size``, ``tree_depth``, ``n_steps``
             and ``acceptance_rate``; of a guide ``elbo``, and if all latents are global ``lp``,
@@ -131,15 +138,21 @@ def to_arviz(
     the Monte-Carlo error says nothing about the error of the approximation. R-hat needs several
     fits (``train(n_restarts=4)``).
     """
-    groups = _default_groups(model, num_samples) if groups is None else _check_groups(groups)
+    every = isinstance(groups, str) and groups == "all"
+    asked = GROUPS if every else groups
+    request = _request(model, adata, indices, num_samples, num_inner, batch_size, seed)
+    groups = _default_groups(request) if asked is None else _check_groups(asked)
     if align and "posterior" not in groups:
         raise ModelError("align= turns the posterior group, which groups= does not name; add it.")
-    request = _request(model, adata, indices, num_samples, num_inner, batch_size, seed)
     needs_sites = {"posterior", "unconstrained_posterior", "prior"} & set(groups)
     names, left_out = request.sites(sites) if needs_sites else ([], [])
+    computed: list[str] = []
+    if sites is None and "posterior" in groups:
+        computed, too_large = arviz_groups.global_deterministics(request)
+        left_out = [*left_out, *too_large]
     if left_out:
         logger.info("to_arviz: %s left out as too large; name it to have it.", ", ".join(left_out))
-    raw = functools.cache(lambda: arviz_groups.posterior(request, names))
+    raw = functools.cache(lambda: arviz_groups.posterior(request, names, computed))
 
     def posterior() -> xr.Dataset:
         draws = arviz_groups.turned(raw(), align or {})
@@ -162,16 +175,26 @@ def to_arviz(
     }
     if "posterior" in groups and arviz_stats.has_statistics(model) and "sample_stats" not in groups:
         groups = [*groups, "sample_stats"]
-    made = {group: makers[group]() for group in groups}
+    made = {}
+    for group in groups:
+        try:
+            made[group] = makers[group]()
+        except ModelError as error:
+            if not every:
+                raise
+            logger.info("to_arviz: no group %s: %s", group, error)
     return to_container(made, attributes(model, request.manager, seed))
 
 
-def _default_groups(model: BaseModelClass, num_samples: int | None) -> list[str]:
+def _default_groups(request: Request) -> list[str]:
+    model = request.model
     groups = ["posterior", "constant_data"]
+    if 0 < arviz_data.observed_elements(request) <= MAX_OBSERVED:
+        groups.append("observed_data")
     roles = (Role.LOCAL, Role.ENUMERATED)
     sites = model.sites
     terms = [n for n in sites.names(Role.OBSERVED, Role.FACTOR) if sites[n].is_local]
-    size = resolve_num_samples(model, num_samples) * int(model.summary_stats.n_obs)
+    size = resolve_num_samples(model, request.num_samples) * int(model.summary_stats.n_obs)
     if sites.names(Role.GLOBAL) and terms and not sites.names(*roles) and size <= MAX_LIKELIHOOD:
         groups.append("log_likelihood")
     return groups
@@ -181,7 +204,9 @@ def _check_groups(groups: str | Sequence[str]) -> list[str]:
     asked = [groups] if isinstance(groups, str) else list(dict.fromkeys(groups))
     if unknown := [group for group in asked if group not in GROUPS]:
         known = ", ".join(GROUPS)
-        raise ModelError(f"Unknown group {', '.join(map(repr, unknown))}; groups are: {known}.")
+        raise ModelError(
+            f"Unknown group {', '.join(map(repr, unknown))}; groups are: {known}, or 'all'."
+        )
     if not asked:
         raise ModelError(f"groups is empty; name some of: {', '.join(GROUPS)}.")
     return asked

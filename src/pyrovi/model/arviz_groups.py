@@ -9,8 +9,9 @@ import numpy as np
 
 from pyrovi._rng import stream
 from pyrovi.errors import ModelError
-from pyrovi.model.arviz_request import Request
-from pyrovi.model.draws import example_on_device
+from pyrovi.model.arviz_request import MAX_LOCAL_ELEMENTS, Request
+from pyrovi.model.chains import in_chain, num_chains
+from pyrovi.model.draws import example_on_device, resolve_num_samples
 from pyrovi.model.log_prior import log_prior as query_log_prior
 from pyrovi.model.marginal import marginal_log_likelihood
 from pyrovi.model.summary import aligned
@@ -29,12 +30,57 @@ if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
 
 
-def posterior(request: Request, sites: Sequence[str]) -> xr.Dataset:
-    """Joint draws of sites, chain by chain."""
+def posterior(request: Request, sites: Sequence[str], computed: Sequence[str] = ()) -> xr.Dataset:
+    """Joint draws of sites, chain by chain.
+
+    Parameters
+    ----------
+    request
+        The draws.
+    sites
+        Sites of all observations.
+    computed
+        Deterministic sites that no observation has a part in: one is enough to run the story.
+    """
     model = request.model
-    return request.by_chain(
-        lambda seed: model.sample_posterior(sites, **request.options, seed=seed)
-    )
+    few = request.options | {"indices": request.positions[:1]}
+
+    def query(seed: int | None) -> xr.Dataset:
+        draws = model.sample_posterior(sites, **request.options, seed=seed)
+        if not computed:
+            return draws
+        return draws.assign(model.sample_posterior(computed, **few, seed=seed).data_vars)
+
+    return request.by_chain(query)
+
+
+def global_deterministics(request: Request) -> tuple[list[str], list[str]]:
+    """Deterministic sites outside of the observation plate, and those that are too large.
+
+    Functions of the minibatch, which have another value in another one, are none of them.
+    """
+    model, sites = request.model, request.model.sites
+    names = [name for name in sites.names(Role.DETERMINISTIC) if not sites[name].is_local]
+    if not names or not len(request.positions):
+        return [], []
+    with in_chain(model, 0):
+        draws = num_chains(model) * resolve_num_samples(model, request.num_samples)
+        one, two = (
+            model.sample_posterior(
+                names,
+                **request.options | {"indices": request.positions[at], "num_samples": 1},
+                seed=0,
+            )
+            for at in ([0], [-1, 0])
+        )
+    same = [
+        name
+        for name in names
+        if one[name].shape == two[name].shape
+        and np.allclose(one[name], two[name], rtol=1e-4, equal_nan=True)
+    ]
+    large = [name for name in same if draws * one[name].size > MAX_LOCAL_ELEMENTS]
+    return [name for name in same if name not in large], large
 
 
 def posterior_predictive(request: Request) -> xr.Dataset:

@@ -238,7 +238,10 @@ class BaseModelClass(ABC):
             if posteriors.has_stored_locals(self):
                 known = posteriors.stored_rows(self, manager)[positions]
                 batches = posteriors.with_stored_rows(batches, known)
-            if not self.module.row_parameters:
+            tables = self.module.row_parameters
+            if self.module.posterior is not None:  # the guide's are not looked at
+                tables = tuple(name for name in tables if not name.startswith("guide."))
+            if not tables:
                 return batches
             row_of = rows.rows_of(self, manager)
             if manager is self._adata_manager and rows.in_order(row_of, self.summary_stats.n_obs):

@@ -23,8 +23,8 @@ def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.n
     """Coordinate values by dimension name.
 
     ``"obs"`` is the observations' names, ``"var"`` the variables'. Any other dimension that is
-    named like a registry key takes that field's categories or column names; dimensions the data do
-    not know have none.
+    named like a registry key takes that field's categories or column names, and so does that of the
+    columns of a field; dimensions the data do not know have none.
 
     Parameters
     ----------
@@ -36,15 +36,17 @@ def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.n
         Positions of the queried observations.
     """
     registered = model.registry["field_registries"]
+    keys = {dim: key for key, dim in column_dims(model.registry).items()}
 
     def coords(dim: str) -> np.ndarray | None:
         if dim == OBS_PLATE:
             return np.asarray(manager.obs_names[positions])
         if dim == "var":
             return _variable_names(model.registry)
-        if dim not in registered:
+        key = dim if dim in registered else keys.get(dim)
+        if key is None:
             return None
-        state: dict[str, Any] = registered[dim]["state_registry"]
+        state: dict[str, Any] = registered[key]["state_registry"]
         names = next((state[entry] for entry in _NAME_ENTRIES if entry in state), None)
         return None if names is None else np.asarray(names)
 
@@ -59,9 +61,12 @@ def _variable_names(registry: dict[str, Any]) -> np.ndarray | None:
 
 
 def column_dims(registry: Mapping[str, Any]) -> dict[str, str]:
-    """Field -> name of the dimension of its columns: ``"var"`` for layers, else the field's own."""
+    """Field -> name of the dimension of its columns: ``"var"`` for layers, else ``<field>_dim_0``.
+
+    A site that observes the field is often named like it, so the dimension cannot be.
+    """
     return {
-        key: "var" if entry["data_registry"].get("attr_name") in ("X", "layers") else key
+        key: "var" if entry["data_registry"].get("attr_name") in ("X", "layers") else f"{key}_dim_0"
         for key, entry in registry["field_registries"].items()
         if entry["tensor"] is not None and len(entry["tensor"]["shape"]) == 1
     }

@@ -20,6 +20,7 @@ from pyrovi.errors import DataError, ModelError
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.methods import is_fitted_by_svi
 from pyrovi.model.new_observations import predict_new
+from pyrovi.model.possible import check_possible
 from pyrovi.model.start import can_start_near, start_near_posterior
 from pyrovi.model.training import note_options
 from pyrovi.module.autoguides import copy_pair
@@ -27,6 +28,10 @@ from pyrovi.module.base import PyroBaseModule, local_params
 from pyrovi.module.guides import StoryGuide
 from pyrovi.module.ledger import Role
 from pyrovi.module.story import StoryModule, made_story, story_name, tensor_names
+
+NO_WARMUP = {"n_epochs_kl_warmup": 0}
+"""Without the KL terms, latents and weights of a factor model run away from their priors together,
+and far from there counts underflow."""
 
 _SPLITS_OR_REPEATS = {
     "n_restarts", "train_size", "validation_size", "datasplitter_kwargs", "ckpt_path", "start",
@@ -186,7 +191,8 @@ class PyroModel(BaseModelClass):
         whose rate falls, and averaging (see :func:`~pyrovi.train.convergence_defaults`). With
         networks (``"amortized"``), a tenth of the observations is held out, and training stops when
         their ELBO has stopped improving. Options that are given replace these defaults; giving
-        ``lr`` or ``plan_kwargs`` replaces those of the optimiser.
+        ``lr`` or ``plan_kwargs`` replaces those of the optimiser. There is no KL warm-up unless one
+        is asked for.
 
         Parameters
         ----------
@@ -204,6 +210,9 @@ class PyroModel(BaseModelClass):
             super().train(method=chosen, **given)
             return
         before = self._training
+        plan = dict(options.get("plan_kwargs") or {})
+        if plan and not any("kl" in name for name in plan):
+            options = {**options, "plan_kwargs": NO_WARMUP | plan}
         super().train(**self._training_defaults(max_epochs, options) | options)
         note_options(self, given, before)
 
@@ -222,6 +231,7 @@ class PyroModel(BaseModelClass):
         roughness = math.inf
         at_once = near and not _SPLITS_OR_REPEATS & options.keys()
         if at_once:
+            check_possible(self)
             roughness = start_near_posterior(self)
         defaults = convergence_defaults(self.module, n_obs, size, near=near, roughness=roughness)
         if not defaults:
@@ -235,10 +245,8 @@ class PyroModel(BaseModelClass):
             defaults["train_size"] = None
         if max_epochs is not None:
             defaults["max_epochs"] = max_epochs
-        if amortised:
-            defaults["plan_kwargs"]["n_epochs_kl_warmup"] = defaults["max_epochs"] // 5
         if "lr" in options or "plan_kwargs" in options:
-            defaults.pop("plan_kwargs", None)
+            defaults["plan_kwargs"] = NO_WARMUP
         if options.get("datasplitter_kwargs"):
             defaults.pop("train_size", None)
         return defaults

@@ -14,6 +14,7 @@ from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.engine import draws_at_once
 from pyrovi.posterior.prior_density import prior_density_story
+from pyrovi.posterior.prior_draws import prior_factors
 from pyrovi.posterior.vectorise import DrawMapper
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ def log_prior(
 ) -> xr.Dataset:
     """Log prior density of each global site under joint posterior draws.
 
+    A ``pyro.factor`` term outside the observation plate is part of the prior, and has a variable of
+    its own: with it the variables sum to the log prior, up to a constant. One inside the plate is
+    part of the likelihood. (Where a story observes nothing, its factors are the likelihood.)
+
     Parameters
     ----------
     sites
-        Global latent sites; ``None`` for all.
+        Global latent sites and factors of the prior; ``None`` for all.
     num_samples
         Number of draws, as in :meth:`sample_posterior`; they are its draws with the same seed.
     adata
@@ -63,7 +68,8 @@ def log_prior(
             "The model has no global latent sites, so there is no prior of globals. Parameters "
             "that are trained (PyroParam, nn.Parameter) have none."
         )
-    names = model.sites.resolve(sites, Role.GLOBAL)
+    known = known + prior_factors(model.sites)
+    names = known if sites is None else model.sites.resolve(sites)
     if wrong := [name for name in names if name not in known]:
         raise ModelError(
             f"{', '.join(map(repr, wrong))} is no global latent site; these are: "

@@ -228,7 +228,7 @@ def _check(model: BaseModelClass, num_inner: int) -> None:
         raise ModelError(
             "The model has no observed site with a value per observation, so there is no "
             "log-likelihood of single observations. Observe a site inside "
-            "`with self.obs_plate():`."
+            "`with pv.obs_plate():`."
         )
 
 

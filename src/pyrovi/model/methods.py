@@ -70,7 +70,7 @@ def train_by(model: BaseModelClass, method: str, options: Mapping[str, Any]) -> 
     taken = {option: value for option, value in options.items() if option in known}
     with _guide_in_place(model):
         posterior, positions = function(model, **taken)
-        _install(model, method, posterior, positions)
+        _install(model, method, taken, posterior, positions)
 
 
 def _instead(unknown: list[str], known: list[str]) -> str:
@@ -105,13 +105,19 @@ def _guide_in_place(model: BaseModelClass) -> Iterator[None]:
 
 
 def _install(
-    model: BaseModelClass, method: str, posterior: PyroModule, positions: np.ndarray
+    model: BaseModelClass,
+    method: str,
+    options: Mapping[str, Any],
+    posterior: PyroModule,
+    positions: np.ndarray,
 ) -> None:
     from pyrovi.model.training import TrainingRecord
 
     n = model.adata_manager.n_obs
     record = model._training or TrainingRecord(n)
-    model._training = replace(record, n_obs=len(positions), method=method)
+    model._training = replace(
+        record, n_obs=len(positions), method=method, options=dict(options), lost=()
+    )
     model.train_indices = positions
     model.validation_indices = np.zeros(0, dtype=np.int64)
     model.test_indices = np.setdiff1d(np.arange(n), positions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyrovi._rng import derive_seed
+from pyrovi._rng import derive_seed, generator
 from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.model.methods import (
     all_at_once,
@@ -16,16 +16,20 @@ from pyrovi.model.methods import (
     refuse_locals,
     stored,
 )
+from pyrovi.model.paths import KHAT
 from pyrovi.module.stored import NormalPosterior, StoredDraws
 from pyrovi.posterior.compiled import ValueAndGradient
 from pyrovi.posterior.curvature import hessian, normal_factor
 from pyrovi.posterior.optimum import Optimum, minimise
+from pyrovi.posterior.pareto import psis
 from pyrovi.posterior.potential import Potential
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
 
 __all__ = ["fit_laplace", "fit_map"]
+
+_WEIGHED_DRAWS = 500
 
 
 def fit_map(
@@ -114,12 +118,19 @@ def fit_laplace(
         If there are local latents.
     InferenceError
         If the optimiser does not converge, or the density is not curved in all directions there.
+
+    Warns
+    -----
+    UserWarning
+        If the Pareto k-hat of the normal's importance weights is above 0.7: it misses a part of the
+        posterior.
     """
     refuse_locals(model, "laplace")
     positions, minibatch = all_at_once(model, indices)
     potential = make_potential(model, minibatch, "laplace")
     best = best_mode(potential, num_starts, max_iterations)
     mode, factor = refined_mode(potential, best)
+    _warn_of_misfit(normal_khat(potential, mode, factor))
     # the precision of what the model computes in, as for stored draws
     like = stored(model, potential, minibatch, mode[None, None], positions)
     dtype = like.value(potential.names[0]).dtype
@@ -129,6 +140,36 @@ def fit_laplace(
     }
     loc, scale_tril = torch.as_tensor(mode).to(dtype), torch.as_tensor(factor).to(dtype)
     return NormalPosterior(loc, scale_tril, sites), positions
+
+
+def _warn_of_misfit(khat: float) -> None:
+    if khat <= KHAT:
+        return
+    warnings.warn(
+        f"The Pareto k-hat of the importance weights of Laplace's approximation is {khat:.2f} "
+        f"(reliable below {KHAT}): the posterior is no normal around its mode in "
+        "unconstrained space, so that means and standard deviations may be wrong by much. Use "
+        "method='nuts', or guide='mvn' with method='svi'. A non-centred parametrisation often "
+        "helps.",
+        stacklevel=5,
+    )
+
+
+def normal_khat(potential: Potential, mean: np.ndarray, factor: np.ndarray) -> float:
+    """Pareto k-hat of the importance weights of a normal as an approximation of the posterior.
+
+    Parameters
+    ----------
+    potential
+        The potential.
+    mean, factor
+        Mean ``(dim,)``, and ``(dim, dim)`` factor of the covariance.
+    """
+    function, device = ValueAndGradient(potential), potential.device
+    noise = generator("laplace").standard_normal((_WEIGHED_DRAWS, len(mean)))
+    draws = torch.from_numpy(mean + noise @ factor.T).to(device)
+    weights = 0.5 * np.square(noise).sum(1) - [float(function(draw)[0]) for draw in draws]
+    return float(psis(np.where(np.isnan(weights), -np.inf, weights))[1])
 
 
 def best_mode(potential: Potential, num_starts: int, max_iterations: int) -> Optimum:
@@ -163,9 +204,10 @@ def refined_mode(potential: Potential, best: Optimum) -> tuple[np.ndarray, np.nd
         gradient = function(torch.from_numpy(position).to(potential.device))[1].cpu().numpy()
         step = factor @ (factor.T @ gradient)
         position = position - step
-        if np.linalg.norm(np.linalg.solve(factor, step)) < 1e-8:
+        distance = np.linalg.norm(np.linalg.solve(factor, step))  # in standard deviations
+        if distance < 1e-8:
             break
-    else:
+    if distance > 1e-3:  # what is between is rounding, of tensors of single precision in the story
         raise InferenceError(
             f"The optimiser has not come to a mode ({best.message}): Newton's method goes on from "
             "there. Raise max_iterations, or use method='pathfinder' or 'nuts', which need no mode."

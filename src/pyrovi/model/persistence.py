@@ -37,10 +37,11 @@ from pyrovi.model.restart_files import (
     restart_tensors,
     restore_restarts,
 )
-from pyrovi.model.rows import align_rows, saved_names
+from pyrovi.model.rows import align_rows, fingerprint, saved_names
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+    from pyrovi.model.training import TrainingRecord
 
 __all__ = ["load", "load_any", "load_without_data", "read_description", "save"]
 
@@ -177,15 +178,34 @@ def _describe(model: BaseModelClass) -> dict[str, Any]:
             "n_obs": training.n_obs,
             "epochs": training.epochs,
             "method": training.method,
+            **_options_as_json(training),
         },
         "frozen": describe_freezing(model.module),
         **({} if (posterior := describe_posterior(model)) is None else {"posterior": posterior}),
         **({} if model._row_names is None else {"obs_names": list(model._row_names)}),
+        **({} if (found := fingerprint(model)) is None else {"obs_fingerprint": found}),
         **describe_restarts(model),
         "history": encode_history(model._history),
         "versions": {package: version(package) for package in _PACKAGES},
         "saved_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _options_as_json(training: TrainingRecord) -> dict[str, Any]:
+    """Options of the training, and the names of those that are objects, which no file holds."""
+    plain = {name: value for name, value in training.options.items() if _is_plain(value)}
+    return {
+        "options": {name: encode(value, f"option {name!r}") for name, value in plain.items()},
+        "lost": sorted({*training.lost, *training.options} - set(plain)),
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _tensors(model: BaseModelClass) -> dict[str, Tensor]:
@@ -224,7 +244,7 @@ def _load(
         from pyrovi.model.setup import transferred_manager
 
         model._adata_manager = transferred_manager(cls, adata, description["registry"])
-        align_rows(model)
+        align_rows(model, description.get("obs_fingerprint"))
     model.to_device(device)
     return model
 
@@ -335,6 +355,8 @@ def _restore(
                 n_obs=record["n_obs"],
                 epochs=record["epochs"],
                 method=record.get("method", "svi"),
+                options=decode(record.get("options", {})),
+                lost=tuple(record.get("lost", ())),
             )
         model._row_names = saved_names(model, description.get("obs_names"))
         restore_restarts(model, description.get("restarts", []), tensors)

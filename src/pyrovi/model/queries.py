@@ -170,6 +170,12 @@ def sample_prior(
     -------
     xarray.Dataset
         One variable per site.
+
+    Raises
+    ------
+    ModelError
+        If a prior is improper, or ``pyro.factor`` terms outside the observation plate belong to it:
+        nothing can be drawn from either.
     """
     names = model.sites.resolve(sites, *(role for role in Role if role is not Role.FACTOR))
     return _query(

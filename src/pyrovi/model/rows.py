@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -81,24 +82,53 @@ def in_order(rows: np.ndarray, n_rows: int) -> bool:
     return len(rows) == n_rows and bool((rows == np.arange(n_rows)).all())
 
 
-def align_rows(model: BaseModelClass) -> None:
+def fingerprint(model: BaseModelClass) -> str | None:
+    """Hash of data whose names identify nothing; ``None`` if names do, or no rows depend on them.
+
+    Of up to 1000 observations, spread over the data.
+    """
+    manager, names = model._adata_manager, model._row_names
+    if manager is None or names is None or not made_up(names):
+        return None
+    from pyrovi.dataloaders import AnnDataLoader
+
+    n_obs = manager.n_obs
+    chosen = np.unique(np.linspace(0, n_obs - 1, 1000).astype(np.int64))
+    digest = hashlib.blake2b(str(n_obs).encode(), digest_size=16)
+    for minibatch in AnnDataLoader(manager, chosen, batch_size=100):
+        for name in sorted(minibatch):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(minibatch[name].cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def align_rows(model: BaseModelClass, known: str | None = None) -> None:
     """Bring rows and index sets into the order of the model's data, if they are a permutation.
+
+    Parameters
+    ----------
+    model
+        A loaded model with its data.
+    known
+        Fingerprint of the data that it was saved with.
 
     Warns
     -----
     UserWarning
-        If names match that identify nothing.
+        If names match that identify nothing, and the data are others.
     """
     manager = model._adata_manager
     if manager is None or not model.module.row_parameters or model._row_names is None:
         return
     rows = rows_of(model, manager)
     n_rows = len(model._row_names)
-    if in_order(rows, n_rows) and made_up(model._row_names):
+    nameless = in_order(rows, n_rows) and made_up(model._row_names)
+    if nameless and (known is None or known != fingerprint(model)):
         warnings.warn(
-            f"{', '.join(model.module.row_parameters)} belong to observations named '0', '1', ...: "
-            "it cannot be seen whether the data given are these observations in this order, which "
-            "is taken for granted. Give the data obs_names of their own before training.",
+            f"{', '.join(model.module.row_parameters)} belong to observations named '0', '1', ..., "
+            "and the data given are not those that the model was saved with. That they are these "
+            "observations in this order is taken for granted. Give the data obs_names of their own "
+            "before training.",
             stacklevel=5,
         )
     if len(rows) != n_rows or (rows < 0).any() or in_order(rows, n_rows):

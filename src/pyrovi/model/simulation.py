@@ -25,11 +25,15 @@ from pyrovi.module.ledger import Role, Site
 from pyrovi.posterior.engine import stream_query
 from pyrovi.posterior.globals import draw_globals
 from pyrovi.posterior.labels import label
+from pyrovi.posterior.observed import refuse_factors
+from pyrovi.posterior.own_data import refuse_own_data
+from pyrovi.posterior.prior_draws import check_prior_draws
 from pyrovi.posterior.replication import Replication
-from pyrovi.posterior.stories import prior_story
+from pyrovi.posterior.stories import guide_trace, latent_values, prior_story
 from pyrovi.posterior.vectorise import DrawMapper
 
 if TYPE_CHECKING:
+    from pyrovi.dataloaders.minibatch import Minibatch
     from pyrovi.model.base import BaseModelClass
 
 _SPARSE_BELOW = 0.5
@@ -80,8 +84,10 @@ def simulate(
     Raises
     ------
     ModelError
-        If an observed site is no registered field (its values have no place in the data), is drawn
-        infinite or not a number, or a given value does not fit.
+        If an observed site is no registered field (its values have no place in the data), has a
+        distribution that reads the observed data (a lag, another site's outcome) beyond their
+        totals, is drawn infinite or not a number, or a given value does not fit. If the prior is
+        improper or has ``pyro.factor`` terms, from which nothing can be drawn.
 
     Notes
     -----
@@ -100,6 +106,9 @@ def simulate(
         )
     if from_ == "posterior":
         warn_if_untrained(model)
+    else:
+        check_prior_draws(model.sites, given or ())
+        refuse_factors(model.sites)
     manager, positions, loader = model.loader(adata)
     drawn = _sites(model, from_, sites)
     observed = [name for name, site in drawn.items() if site.role is Role.OBSERVED]
@@ -127,6 +136,7 @@ def simulate(
                 name: _field_of(name, replication.observed[name], minibatch.tensors, manager)
                 for name in observed
             }
+            _check_own_data(model, minibatch, globals_, fields, draws, from_)
         for name, site in drawn.items():
             values = draws[name][0].cpu().numpy()
             if name in fields:
@@ -143,6 +153,25 @@ def simulate(
     about = {"source": from_, "seed": settings.seed if seed is None else int(seed)}
     store_truth(made, truth, {**about, "model": type(model).__name__})
     return made
+
+
+def _check_own_data(
+    model: BaseModelClass,
+    minibatch: Minibatch,
+    globals_: Mapping[str, Tensor],
+    fields: Mapping[str, AnnDataField],
+    draws: Mapping[str, Tensor],
+    from_: str,
+) -> None:
+    known = model.sites.names(Role.GLOBAL)
+    values = {name: globals_[name][0] for name in known}
+    if from_ == "posterior":
+        chosen = {name: value[0] for name, value in globals_.items()}
+        with torch.no_grad(), evaluation_mode(model.module), stream("own data"):
+            values |= latent_values(guide_trace(model.module, minibatch, chosen))
+    keys = {name: field.registry_key for name, field in fields.items()}
+    drawn = {name: draws[name][0] for name in fields}
+    refuse_own_data(model.module, minibatch, values, keys, drawn)
 
 
 def _sites(

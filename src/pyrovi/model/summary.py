@@ -12,6 +12,7 @@ from pyrovi._rng import derive_seed
 from pyrovi.errors import ModelError
 from pyrovi.model.chains import in_chain, num_chains
 from pyrovi.module.ledger import Role
+from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.alignment import Symmetry
 from pyrovi.posterior.alignment import align as align_draws
 from pyrovi.posterior.convergence import convergence_statistics
@@ -49,7 +50,9 @@ def summary(
     coords
         Dimension -> label or labels to keep, e.g. ``{"var": ["CD3D"]}``.
     num_samples
-        Draws of each fit or chain; ``None`` for all stored ones of MCMC, else 250.
+        Draws, as in :meth:`sample_posterior`: of all chains or fits together, each of which gives
+        the same number of them (rounded down); ``None`` for all stored ones of MCMC, else 250 of
+        each fit.
     probability
         Probability of the interval.
     interval
@@ -82,7 +85,13 @@ def summary(
     if interval not in ("eti", "hdi"):
         raise ModelError(f"interval must be 'eti' or 'hdi', got {interval!r}.")
     draws = chain_draws(
-        model, sites, num_samples=num_samples, align=align, adata=adata, indices=indices, seed=seed
+        model,
+        sites,
+        num_samples=_of_each(model, num_samples),
+        align=align,
+        adata=adata,
+        indices=indices,
+        seed=seed,
     )
     if coords:
         draws = _selected(draws, coords)
@@ -105,6 +114,26 @@ def summary(
     return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
 
 
+def _of_each(model: BaseModelClass, num_samples: int | None) -> int | None:
+    """Draws of each chain, of a number of draws in total.
+
+    Raises
+    ------
+    ModelError
+        If there are not as many, or fewer than one of each chain.
+    """
+    chains = num_chains(model)
+    if num_samples is None or chains == 1:
+        return num_samples
+    if isinstance(model.module.posterior, StoredDraws):
+        model.module.posterior.choose(num_samples)
+    if num_samples < chains:
+        raise ModelError(
+            f"num_samples={num_samples} is less than one draw of each of the {chains} chains."
+        )
+    return num_samples // chains
+
+
 def chain_draws(
     model: BaseModelClass,
     sites: str | Sequence[str] | None = None,
@@ -119,7 +148,9 @@ def chain_draws(
 
     Parameters
     ----------
-    sites, num_samples, align, adata, indices, seed
+    num_samples
+        Draws of each fit or chain; ``None`` for all stored ones of MCMC, else 250.
+    sites, align, adata, indices, seed
         As in :func:`summary`; the fits have noise of their own.
     """
     import xarray as xr

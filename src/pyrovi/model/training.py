@@ -37,6 +37,39 @@ class TrainingRecord:
     stopping_reason: str | None = None
     method: str = "svi"
     """How the posterior that queries see was found."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``train`` that were not left at their defaults: what a refit repeats."""
+    lost: tuple[str, ...] = ()
+    """Options of a loaded model that a file cannot hold (objects)."""
+
+
+def note_options(
+    model: BaseModelClass, options: Mapping[str, Any], before: TrainingRecord | None
+) -> None:
+    """Keep what ``train`` was asked for; a run that goes on is one run of all its epochs.
+
+    Parameters
+    ----------
+    model
+        The model, just trained by SVI.
+    options
+        Arguments of the call.
+    before
+        The record before it.
+    """
+    record = model._training
+    if record is None or record is before:
+        return
+    noted = dict(options)
+    if before is not None and before.epochs > 0 and options.get("ckpt_path") is None:
+        earlier = before.options if before.method == "svi" else {}
+        epochs = (earlier.get("max_epochs"), options.get("max_epochs"))
+        noted = {**earlier, **options}
+        noted.pop("max_epochs", None)
+        if all(number is not None for number in epochs):
+            noted["max_epochs"] = sum(epochs)
+        record.lost = before.lost
+    record.options = noted
 
 
 def describe(model: BaseModelClass) -> str:
@@ -147,9 +180,10 @@ def train(
     TrainingError
         If training cannot start, or the loss is not finite.
     """
+    asked = changed_options(train, {**locals(), "method": "svi"})
     check_possible(model)
     if method != "svi":
-        train_by(model, method, changed_options(train, {**locals(), "method": "svi"}))
+        train_by(model, method, asked)
         return
     from pyrovi.train.runner import TrainRunner, choose_plan
 
@@ -189,6 +223,7 @@ def train(
         }
         split = [data.train_idx, data.val_idx, data.test_idx]
         train_restarts(model, n_restarts, num_workers, split, options)
+        note_options(model, asked, last_record)
         model.module.use_posterior(None)
         return
     if model._restarts:
@@ -226,6 +261,7 @@ def train(
         model._training = TrainingRecord(
             data.n_train, plan_arguments, state, epochs, runner.stopping_reason
         )
+        note_options(model, asked, last_record)
         if epochs == 0 and before is not None:  # it has not even begun
             model.module.use_posterior(before)
             model._training = last_record

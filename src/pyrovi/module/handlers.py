@@ -177,6 +177,9 @@ class _OutOfPlaceSamplers(TorchFunctionMode):
             return args[0].detach()
         if func is Tensor.clamp_:  # in place for all draws at once; torch would go draw by draw
             return args[0].copy_(torch.clamp(*args, **kwargs))
+        if func is torch.binomial:  # counts of the data, one for all draws, would be resized
+            count, probability, *rest = args
+            return torch.binomial(count + torch.zeros_like(probability), probability, *rest)
         return func(*args, **kwargs)
 
 

@@ -8,8 +8,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
+from torch.distributions import constraints
 
 from pyrovi.errors import ModelError
 from pyrovi.module.handlers import is_deterministic, is_factor, is_latent, is_random
@@ -18,6 +20,7 @@ from pyrovi.module.sites import (
     check_enumerable,
     check_outside_plate,
     check_same_sites,
+    is_improper,
     support_varies,
 )
 from pyrovi.module.supports import check_support
@@ -61,6 +64,9 @@ class Site:
         Constraint of the distribution; ``None`` for deterministic sites.
     support_varies
         Whether the support depends on other latent sites or on parameters.
+    is_improper
+        Whether it is latent with a flat density, from which nothing can be drawn
+        (``dist.ImproperUniform``).
     """
 
     name: str
@@ -71,6 +77,7 @@ class Site:
     event_dim: int
     support: Any = None
     support_varies: bool = False
+    is_improper: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -153,6 +160,11 @@ class SiteLedger(Mapping[str, Site]):
         )
 
     @property
+    def improper(self) -> list[str]:
+        """Names of the sites from whose prior nothing can be drawn."""
+        return [name for name, site in self._sites.items() if site.is_improper]
+
+    @property
     def max_plate_nesting(self) -> int:
         """Number of batch dimensions that plates may take."""
         return max((len(s.dims) - s.event_dim for s in self._sites.values()), default=0)
@@ -220,8 +232,28 @@ def _support_name(site: Site) -> str:
     support = site.support
     while hasattr(support, "base_constraint"):  # of an event: the shape tells its dimensions
         support = support.base_constraint
-    name = "" if support is None else str(support).removesuffix("()")
+    name = _bounded(support) or ("" if support is None else str(support).removesuffix("()"))
     return _SUPPORTS.get(name, name) + (", depends on other sites" if site.support_varies else "")
+
+
+def _bounded(support: Any) -> str | None:
+    """Bounds of an interval, those that are not one number by name: a table shows no data."""
+    bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    if isinstance(support, type(constraints.integer_interval(0, 1))):
+        low, high = map(_bound, bounds, ("m", "n"))
+        return f"integers from {low} to {high}"
+    if isinstance(support, type(constraints.interval(0, 1))) and any(map(_is_many, bounds)):
+        low, high = map(_bound, bounds, ("low", "high"))
+        return f"({low}, {high})"
+    return None
+
+
+def _bound(bound: Any, name: str) -> str:
+    return name if _is_many(bound) else f"{float(bound):g}"
+
+
+def _is_many(bound: Any) -> bool:
+    return isinstance(bound, torch.Tensor) and bound.dim() > 0
 
 
 def build_ledger(
@@ -352,6 +384,7 @@ def _make_site(
         event_dim=event_dim,
         support=None if is_deterministic(node) else getattr(node["fn"], "support", None),
         support_varies=varies and is_latent(node),
+        is_improper=is_latent(node) and is_improper(node["fn"]),
     )
 
 
@@ -428,7 +461,7 @@ def check_guide(model: SiteLedger, guide: Trace) -> None:
         if site.is_local and not in_obs_plate:
             raise ModelError(
                 f"The guide draws the local site {name!r} outside the observation plate. Draw it "
-                "inside `with self.obs_plate():` in the guide too."
+                "inside `with pv.obs_plate():` in the guide too."
             )
         if node["fn"].event_dim != site.event_dim and not isinstance(node["fn"], dist.Delta):
             raise ModelError(

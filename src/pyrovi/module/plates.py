@@ -111,7 +111,7 @@ def obs_plate(dim: int = -1) -> ObsPlate:
         raise ModelError(
             f"The guide opens a plate of its own named {OBS_PLATE!r}, with indices other than "
             "those of the minibatch, so observations would be paired with the wrong rows. Use "
-            "`with self.obs_plate():` (or pv.obs_plate()) in the guide; an automatic guide inside "
+            "`with pv.obs_plate():` in the guide; an automatic guide inside "
             "another guide needs `create_plates=lambda *_, **__: pv.obs_plate()`."
         )
     plates[dim] = opened

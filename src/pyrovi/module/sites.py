@@ -24,7 +24,7 @@ class PriorDraw(Messenger):
         self.fallback = fallback
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and isinstance(_base(msg["fn"]), dist.ImproperUniform):
+        if is_latent(msg) and is_improper(msg["fn"]):
             msg["value"] = self.fallback.nodes[msg["name"]]["value"]
             msg["done"] = True
 
@@ -53,6 +53,11 @@ def _base(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
+
+
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is flat without a norm, so that nothing can be drawn from it."""
+    return isinstance(_base(fn), dist.ImproperUniform)
 
 
 def support_varies(fns: Sequence[Any]) -> bool:
@@ -121,13 +126,15 @@ def check_outside_plate(name: str, first: Any, second: Any, obs_axis: int | None
             f"The deterministic site {name!r} has one value per observation of the minibatch "
             f"(shape {shape}) but is not inside the observation plate, so its values could not be "
             "put together with those of other minibatches. Put the statement inside "
-            "`with self.obs_plate():` (or pv.obs_plate())."
+            "`with pv.obs_plate():`."
         )
     if obs_axis is not None:
         raise ModelError(
             f"Site {name!r} has one value per observation of the minibatch (shape {shape}) but is "
             "not inside the observation plate, so its log density would not be scaled to the full "
-            "data. Put the statement inside `with self.obs_plate():` (or pv.obs_plate())."
+            "data. Put the statement inside `with pv.obs_plate():`. If the "
+            "observations depend on each other (a time series), they are no rows that can be taken "
+            "apart: pass no data, pv.from_pyro(story, {}), and close over the tensors."
         )
     if not first["is_observed"] or is_deterministic(first):
         return
@@ -138,8 +145,9 @@ def check_outside_plate(name: str, first: Any, second: Any, obs_axis: int | None
             f"The log density of {name!r} depends on the observations of the minibatch "
             f"({totals[0]:.6g} and {totals[1]:.6g} for different numbers of them) but it stands "
             "outside the observation plate, so it would not be scaled to the full data. Put one "
-            "term per observation inside `with self.obs_plate():` (or pv.obs_plate()), e.g. "
-            "pyro.factor(name, log_prob) without the sum."
+            "term per observation inside `with pv.obs_plate():`, e.g. "
+            "pyro.factor(name, log_prob) without the sum. If they depend on each other (a time "
+            "series), pass no data, pv.from_pyro(story, {}), and close over the tensors."
         )
 
 
@@ -217,5 +225,7 @@ def check_finite(name: str, node: Any) -> None:
         raise ModelError(
             f"The observed value of site {name!r} has {int(wrong.sum())} missing values (NaN), the "
             f"first at {tuple(wrong.nonzero()[0].tolist())}. Expected finite numbers: leave these "
-            "observations out, impute them, or mask them with `pyro.sample(..., obs_mask=...)`."
+            "observations out, impute them, or mask them: NaN replaced by a possible value, and "
+            "dist.mask(seen) with another field that says which are seen (docs: A model of your "
+            "own, missing outcomes)."
         )

@@ -186,8 +186,9 @@ class StoredDraws(PyroModule):
                 f"There are no draws of {', '.join(map(repr, self.obs_axes))} for {unknown} of "
                 f"these {len(rows)} observations: the model was fitted to "
                 f"{len(self.obs_names)} observations ({', '.join(self.obs_names[:3])}, ...). "
-                "Ask for those (indices=model.train_indices), for global sites only, or train with "
-                "method='svi' and an amortised guide, which knows new observations too."
+                "Ask for those (indices=model.train_indices), or for global sites only. To predict "
+                "new observations, leave what the story observes out of the data (a DataFrame or "
+                "dict); their latents given outcomes take method='svi' and an amortised guide."
             )
         return rows
 

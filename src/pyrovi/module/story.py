@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -54,17 +55,43 @@ class StoryModule(PyroBaseModule):
         if isinstance(story, nn.Module):
             story = copy.deepcopy(story)  # the caller's stays as it is, and can be used again
             self.story = story
-        self.model = _bound(story, story_name(story), fields, stats, FloatingObservations())
+        self._constants = _constants(story, story_name(story), stats)
+        self.model = _bound(
+            story, story_name(story), fields, self._constants, FloatingObservations()
+        )
         self.guide = self._make_guide(guide, fields, stats)
 
     def _make_guide(self, guide: Any, fields: Sequence[str], stats: Mapping[str, int]) -> Any:
         if isinstance(guide, (FunctionType, functools.partial)):
             if _is_story(guide, fields):
-                return _bound(guide, "The guide", fields, stats)
+                constants = _constants(guide, "The guide", stats)
+                return _bound(guide, "The guide", fields, constants)
             _check_maker(guide, fields)
             return make_guide(lambda model: guide(model), self.model)
         categories = {name: stats[f"n_{name}"] for name in fields if f"n_{name}" in stats}
         return make_guide(guide, self.model, n_categories=categories)
+
+    @contextmanager
+    def with_constants(self, values: Mapping[str, int]) -> Iterator[None]:
+        """Run the story with other constants, e.g. for more groups than there were.
+
+        Raises
+        ------
+        ModelError
+            If the story takes no such constant, or has it fixed.
+        """
+        before = dict(self._constants)
+        if unknown := [name for name in values if name not in before]:
+            raise ModelError(
+                f"The story does not take {', '.join(map(repr, unknown))}, so the number of levels "
+                "is fixed in it, and new ones cannot be predicted. Take it as a keyword-only "
+                f"argument without a default, `def story(..., *, {unknown[0]})`."
+            )
+        self._constants.update(values)
+        try:
+            yield
+        finally:
+            self._constants.update(before)
 
 
 def made_story(story: Any) -> Any:
@@ -131,7 +158,7 @@ def _bound(
     story: Callable[..., Any],
     name: str,
     fields: Sequence[str],
-    stats: Mapping[str, int],
+    constants: Mapping[str, int],
     handler: Any = None,
 ) -> Callable[..., Any]:
     """The story as a function of tensors alone, which its signature names."""
@@ -144,7 +171,6 @@ def _bound(
             "pv.fields.obs('column')}, give the argument a default, or, if it is a constant, make "
             "it keyword-only (after a `*`)."
         )
-    constants = _constants(story, name, stats)
 
     def run(**values: Any) -> Any:
         if handler is None:

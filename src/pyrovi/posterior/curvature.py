@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -13,7 +15,9 @@ def hessian(potential: Potential, position: np.ndarray) -> np.ndarray:
     """Hessian of a potential at an unconstrained position, ``(dim, dim)``."""
     vector = torch.from_numpy(np.array(position)).to(potential.device)
     try:
-        values = torch.func.hessian(potential.at)(vector)
+        with warnings.catch_warnings():  # of what torch itself loads at the first derivative
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprec", DeprecationWarning)
+            values = torch.func.hessian(potential.at)(vector)
     except (NotImplementedError, RuntimeError):  # no forward-mode derivative of some function
         values = torch.autograd.functional.hessian(potential.at, vector)
     symmetric = 0.5 * (values + values.T)

@@ -25,6 +25,9 @@ from pyrovi.posterior.vectorise import DrawMapper, Story
 ELEMENT_BUDGET = 2**23
 """Largest number of elements (draws x observations x variables) of one site held at a time."""
 
+_FIRST_ROOM = 1024
+"""Observations that there is room for at first, where results are collected."""
+
 EVALUATION_BUDGET = 2**21
 """The same of any site of the model while it runs: larger chunks of draws are not faster."""
 
@@ -75,7 +78,7 @@ def run_query(
     dict
         Site -> array of shape ``(*reduced, ...)`` with the observations in the loader's order.
     """
-    collected: dict[str, list[np.ndarray]] = {name: [] for name in sites}
+    collected = {name: _Collected(site) for name, site in sites.items()}
     for _, values in stream_query(
         module,
         loader,
@@ -87,12 +90,63 @@ def run_query(
         seed=seed,
     ):
         for name, site in sites.items():
-            if site.is_local or not collected[name]:
+            if site.is_local or collected[name].is_empty:
                 collected[name].append(reduction(values[name]))
-    return {
-        name: np.concatenate(parts, axis=sites[name].obs_axis) if sites[name].is_local else parts[0]
-        for name, parts in collected.items()
-    }
+    return {name: parts.together() for name, parts in collected.items()}
+
+
+class _Collected:
+    """Results of one minibatch after the other, in one array that grows.
+
+    Were each kept where it was made, it would stand in the way of the draws of the next minibatch:
+    allocators put small arrays into the room that large ones have left.
+
+    Parameters
+    ----------
+    site
+        Whose results: those of local sites are put together along the axis of the observations.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._axis = site.obs_axis if site.is_local else None
+        self._array: np.ndarray | None = None
+        self._filled = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no results yet."""
+        return self._array is None
+
+    def append(self, part: np.ndarray) -> None:
+        """Take in the results of the next minibatch."""
+        if self._axis is None:
+            self._array = part
+            return
+        end = self._filled + part.shape[self._axis]
+        if self._array is not None and part.dtype != self._array.dtype:
+            self._array = self._array.astype(np.result_type(part, self._array))
+        if self._array is None or end > self._array.shape[self._axis]:
+            shape = list(part.shape)
+            shape[self._axis] = max(_FIRST_ROOM, 2 * end)
+            larger = np.empty(shape, part.dtype if self._array is None else self._array.dtype)
+            if self._array is not None:
+                self._along(larger, 0, self._filled)[...] = self.together()
+            self._array = larger
+        self._along(self._array, self._filled, end)[...] = part
+        self._filled = end
+
+    def together(self) -> np.ndarray:
+        """All results."""
+        assert self._array is not None
+        if self._axis is None:
+            return self._array
+        return np.array(self._along(self._array, 0, self._filled))
+
+    def _along(self, array: np.ndarray, start: int, end: int) -> np.ndarray:
+        assert self._axis is not None
+        place = [slice(None)] * array.ndim
+        place[self._axis] = slice(start, end)
+        return array[tuple(place)]
 
 
 def stream_query(

@@ -13,7 +13,7 @@ from pyrovi._rng import stream
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
-from pyrovi.module.ledger import Role
+from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
 
 
@@ -33,12 +33,7 @@ def observed_tensors(module: PyroBaseModule, minibatch: Minibatch) -> dict[str, 
         If the data of a site are no registered tensor as it is (up to its shape and type), or the
         model has ``pyro.factor`` terms: then nothing can be simulated that takes their place.
     """
-    if factors := module.ledger.names(Role.FACTOR):
-        raise ModelError(
-            f"The model has the pyro.factor term(s) {', '.join(factors)}: they weigh draws, and "
-            "say nothing of how data come about, so data cannot be simulated. Write them as "
-            "observed sites (pyro.sample(..., obs=...)) of a distribution."
-        )
+    refuse_factors(module.ledger)
     with torch.no_grad(), evaluation_mode(module), stream("observed tensors"):
         latents = latent_values(guide_trace(module, minibatch, {}))
         trace: poutine.Trace = model_trace(module, minibatch, latents)
@@ -57,6 +52,22 @@ def observed_tensors(module: PyroBaseModule, minibatch: Minibatch) -> dict[str, 
             )
         found[site] = _most_likely(site, keys, minibatch, value)
     return found
+
+
+def refuse_factors(ledger: SiteLedger) -> None:
+    """Refuse to simulate from a model with ``pyro.factor`` terms.
+
+    Raises
+    ------
+    ModelError
+        Naming them.
+    """
+    if factors := ledger.names(Role.FACTOR):
+        raise ModelError(
+            f"The model has the pyro.factor term(s) {', '.join(factors)}: they weigh draws, and "
+            "say nothing of how data come about, so data cannot be simulated. Write them as "
+            "observed sites (pyro.sample(..., obs=...)) of a distribution."
+        )
 
 
 def with_data(

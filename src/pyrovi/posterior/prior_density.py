@@ -13,6 +13,7 @@ from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.density import global_nodes, log_density
+from pyrovi.posterior.prior_draws import prior_factors
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
 from pyrovi.posterior.vectorise import Story
 
@@ -23,7 +24,9 @@ SHARED = "shared likelihood"
 def prior_density_story(module: PyroBaseModule, example: Minibatch) -> Story:
     """Log prior density of each global site under one draw, a scalar each, and :data:`SHARED`.
 
-    Densities are masked as the story says, summed over the elements of a site, and not scaled.
+    Each ``pyro.factor`` term of the prior (:func:`~pyrovi.posterior.prior_draws.prior_factors`) has
+    an entry of its own, and is no part of the shared likelihood. Densities are masked as the story
+    says, summed over the elements of a site, and not scaled.
 
     Parameters
     ----------
@@ -32,19 +35,21 @@ def prior_density_story(module: PyroBaseModule, example: Minibatch) -> Story:
     example
         Any minibatch: global sites do not depend on it.
     """
-    names = set(module.ledger.names(Role.GLOBAL))
+    names = {*module.ledger.names(Role.GLOBAL), *prior_factors(module.ledger)}
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
         latents = latent_values(guide_trace(module, example, values)) | values
         trace = model_trace(module, example, latents)
         densities = {
             name: log_density(node).double().sum()
-            for name, node in global_nodes(trace, observed=False)
+            for observed in (False, True)
+            for name, node in global_nodes(trace, observed=observed)
             if name in names
         }
         shared = torch.zeros((), dtype=torch.float64, device=example.indices.device)
-        for _, node in global_nodes(trace, observed=True):
-            shared = shared + log_density(node).double().sum()
+        for name, node in global_nodes(trace, observed=True):
+            if name not in names:
+                shared = shared + log_density(node).double().sum()
         return densities | {SHARED: shared}
 
     return story
@@ -89,7 +94,8 @@ def top_level_priors(module: PyroBaseModule, example: Minibatch) -> list[str]:
 
     They depend on no other latent site, and stand outside of all plates: the members of a plate are
     a population, whose standard normal offsets are a parametrisation and no prior opinion. If all
-    sites stand in plates, they count.
+    sites stand in plates, they count. The ``pyro.factor`` terms of the prior are among them,
+    whatever sites they depend on.
 
     Parameters
     ----------
@@ -99,7 +105,7 @@ def top_level_priors(module: PyroBaseModule, example: Minibatch) -> list[str]:
         Any minibatch.
     """
     parents = prior_parents(module, example)
-    top = [name for name, above in parents.items() if not above]
+    top = [name for name, above in parents.items() if not above] + prior_factors(module.ledger)
     return [name for name in top if not module.ledger[name].plates] or top
 
 

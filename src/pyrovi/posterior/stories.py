@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyro import poutine
 from torch import Tensor
 
 from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.errors import PyroviError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import Substitute, Uncondition, is_latent
 from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
+from pyrovi.posterior.prior_draws import check_prior_draws
 from pyrovi.posterior.vectorise import Story
 
 
@@ -37,7 +39,7 @@ def guide_trace(
 ) -> poutine.Trace:
     """Run the guide with some sites given."""
     with Substitute(values):
-        return poutine.trace(module.run_guide).get_trace(minibatch)
+        return _traced(module.run_guide, minibatch)
 
 
 def proposal_trace(
@@ -61,12 +63,20 @@ def model_trace(
     predictive: bool = False,
 ) -> poutine.Trace:
     """Run the model with the latent sites given; ``predictive`` samples the observed sites."""
-    tracer = poutine.trace(module.run_model)
     with Substitute(values):
         if not predictive:
-            return tracer.get_trace(minibatch)
+            return _traced(module.run_model, minibatch)
         with Uncondition():
-            return tracer.get_trace(minibatch)
+            return _traced(module.run_model, minibatch)
+
+
+def _traced(function: Callable[[Minibatch], Any], minibatch: Minibatch) -> poutine.Trace:
+    try:
+        return poutine.trace(function).get_trace(minibatch)
+    except PyroviError as error:
+        # Pyro puts the shapes of all sites behind the message, which says what there is to say
+        said = error.__cause__
+        raise (said if isinstance(said, PyroviError) else error) from None
 
 
 def posterior_story(
@@ -110,6 +120,7 @@ def prior_story(module: PyroBaseModule, minibatch: Minibatch, sites: Sequence[st
     """One draw of the prior and the prior predictive distribution."""
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        check_prior_draws(module.ledger, values)
         trace = model_trace(module, minibatch, values, predictive=True)
         return values_of(trace, sites)
 

@@ -98,9 +98,7 @@ def slow_and_steady(
     per_epoch = 1 if batch_size is None else math.ceil(n_obs / batch_size)
     amortised = any(isinstance(part, StoryGuide) and part.is_amortised for part in module.modules())
     lr = 5e-3 if amortised else (0.01 if near else 0.05)
-    plan: dict[str, Any] = {"lr": lr, "lr_decay": 0.02}
-    if not amortised:
-        plan["n_epochs_kl_warmup"] = 0
+    plan: dict[str, Any] = {"lr": lr, "lr_decay": 0.02, "n_epochs_kl_warmup": 0}
     return {
         "max_epochs": math.ceil((STEPS_NEAR if near else STEPS) / per_epoch),
         "train_size": 1.0,

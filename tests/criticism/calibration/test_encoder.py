@@ -171,3 +171,33 @@ def test_rank_breaks_ties_at_random() -> None:
     truth, draws = torch.zeros(4000), torch.zeros(4000, 3)
     found = rank(truth, draws, np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(found) / 4000, 0.25, atol=0.03)
+
+
+def test_stories_that_read_their_own_data_are_refused() -> None:
+    def story(X: torch.Tensor) -> None:
+        with obs_plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            before = torch.cat([torch.zeros_like(X[..., :1]), X[..., :-1]], -1)
+            pyro.sample("X", dist.Normal(z[..., None] * before, 1.0).to_event(1), obs=X)
+
+    def guide(X: torch.Tensor) -> None:
+        with obs_plate():
+            pyro.sample("z", dist.Normal(X[:, 0], 1.0))
+
+    data = np.random.default_rng(0).normal(size=(5, 4))
+    with pytest.raises(ModelError, match="'X' changes with the observed data"):
+        encoder_sbc(given(data, Pair(story, guide)))
+
+
+def test_nothing_is_simulated_from_an_improper_prior() -> None:
+    def story(X: torch.Tensor) -> None:
+        with obs_plate():
+            z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+            pyro.sample("X", dist.Normal(z[..., None], 1.0).to_event(1), obs=X)
+
+    def guide(X: torch.Tensor) -> None:
+        with obs_plate():
+            pyro.sample("z", dist.Normal(X[:, 0], 1.0))
+
+    with pytest.raises(ModelError, match="'z' has an improper prior"):
+        encoder_sbc(given(np.zeros((5, 1)), Pair(story, guide)))

@@ -366,3 +366,41 @@ def test_trained_exact_family_passes_with_local_latents() -> None:
     )
     assert found.passed, found.summary()
     assert list(found.values)[:3] == ["mu", "z[obs=0]", "z[obs=3]"]
+
+
+def line(x: torch.Tensor, y: torch.Tensor) -> None:
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("y", dist.Normal(b * x, 1.0), obs=y)
+
+
+def line_model() -> Any:
+    x = np.linspace(-1, 1, 12)
+    return pv.from_pyro(line, {"x": x, "y": x})
+
+
+def test_the_inference_that_the_model_holds_is_judged(tmp_path: Path) -> None:
+    model = line_model()
+    model.train(method="laplace")
+    found = sbc(model, 3, num_draws=19, seed=1)
+    assert found.inference == "method='laplace'"
+    assert "of train(method='laplace')" in found.summary()
+    same = sbc(line_model(), 3, train_kwargs={"method": "laplace"}, num_draws=19, seed=1)
+    assert found.values.equals(same.values)  # one of an untrained model that is told so
+    model.save(tmp_path / "saved")
+    loaded = pv.load(tmp_path / "saved", model.adata, story=line)
+    assert sbc(loaded, 3, num_draws=19, seed=1).values.equals(found.values)
+
+
+@pytest.mark.parametrize("number", [1, 19])
+def test_few_simulations_do_not_pass(number: int) -> None:
+    found = sbc(exact(), number, num_draws=19, seed=1)
+    assert found.passed is None
+    assert "too few to judge" in found.summary()
+    assert "passes" not in found.summary()
+    assert set(found.table["verdict"]) == {"too few"}
+
+
+def test_enough_simulations_pass_and_few_can_still_fail() -> None:
+    assert sbc(exact(), 20, num_draws=19, seed=1).passed is True
+    assert sbc(exact(shift=-5.0), 8, num_draws=19, seed=1).passed is False

@@ -92,7 +92,8 @@ def plot_ecdf_difference(calibration: Calibration, quantity: str, ax: Axes | Non
     pit = calibration.pit[:, list(calibration.values.columns).index(quantity)]
     rows = calibration.table.loc[[quantity]]
     whole = rows if "stratum" not in rows else rows[rows["stratum"] == "all"]
-    failed = bool((whole["verdict"] == "fails").all())
+    verdict = str(whole["verdict"].iloc[0])
+    failed = verdict == "fails"
     if calibration.strata is not None:
         labels = calibration.strata.astype(str).to_numpy()
         strata = [s for s in rows["stratum"] if s != "all"]
@@ -104,7 +105,7 @@ def plot_ecdf_difference(calibration: Calibration, quantity: str, ax: Axes | Non
     p_value = float(whole["adjusted"].iloc[0])
     ax.set_title(_short(quantity))
     ax.text(
-        0.98, 0.96, f"{'fails' if failed else 'passes'}, p = {p_value:.2g}",
+        0.98, 0.96, f"{verdict}, p = {p_value:.2g}",
         transform=ax.transAxes, ha="right", va="top", fontsize=9,
         color=_FAILED if failed else OBSERVED,
     )  # fmt: skip

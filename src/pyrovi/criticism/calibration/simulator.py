@@ -21,6 +21,8 @@ from pyrovi.posterior.density import observation_density
 from pyrovi.posterior.discrete import DiscreteTable, enumerates
 from pyrovi.posterior.engine import ELEMENT_BUDGET, draws_at_once
 from pyrovi.posterior.observed import observed_tensors, with_data
+from pyrovi.posterior.own_data import refuse_own_data
+from pyrovi.posterior.prior_draws import check_prior_draws
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace, values_of
 from pyrovi.posterior.vectorise import DrawMapper
 
@@ -102,7 +104,11 @@ class Simulator:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Truth of shape ``(n, ...)`` and draws of shape ``(n, L, ...)``, by quantity."""
         if self._keys is None:
+            check_prior_draws(self.ledger, self.globals)
             self._keys = observed_tensors(self.module, minibatch)
+            first = self._global_draws(given, 1, seed) if self.globals else {}
+            values = {name: first[name][0] for name in self.globals}
+            refuse_own_data(self.module, minibatch, values, self._keys)
         if not self.globals:
             return self._together(minibatch)
         return self._one_by_one(minibatch, self._global_draws(given, minibatch.n, seed))

@@ -28,6 +28,8 @@ from pyrovi.nn.layers import FCLayers
 
 _SMALLEST_SCALE = 1e-5
 
+_FARTHEST = 10.0
+
 
 class Standardise(nn.Module):
     """Centre and scale columns by the mean and standard deviation of all rows seen in training.
@@ -74,11 +76,12 @@ class EncodedLocals(PyroModule):
     r"""Normal coordinates whose means and scales are functions of the observation.
 
     .. math::
-        h = \mathrm{FCLayers}(x), \qquad m = m_0 + A\,[x, h], \qquad
-        s = \mathrm{softplus}(b + B\,[x, h])
+        h = \mathrm{FCLayers}(x), \qquad m = m_0 + A\,[x / \sqrt{P}, h], \qquad
+        s = \mathrm{softplus}(b + B\,[x / \sqrt{P}, h])
 
-    with :math:`x` the standardised inputs, which reach the outputs directly too: a posterior mean
-    that is linear in the data needs no hidden layer. :math:`m_0` is the sites' initial value.
+    with :math:`x` the :math:`P` standardised inputs, which reach the outputs directly too: a
+    posterior mean that is linear in the data needs no hidden layer. :math:`m_0` is the sites'
+    initial value. Inputs more than ten standard deviations out count as ten.
 
     Parameters
     ----------
@@ -136,7 +139,11 @@ class EncodedLocals(PyroModule):
         """Draw the sites of the minibatch."""
         minibatch = current_minibatch()
         x = self.standardise(torch.cat([_columns(i, minibatch) for i in self.inputs], -1))
-        features = torch.cat([x, self.hidden(x)], -1)
+        x = x.clamp(-_FARTHEST, _FARTHEST)
+        # An optimiser moves every weight by about its learning rate: in these units all inputs
+        # together move an output by the root of their number, and many cannot run away with it.
+        direct = x / math.sqrt(x.shape[-1])
+        features = torch.cat([direct, self.hidden(x)], -1)
         loc = self.loc_head(features)
         scale = functional.softplus(self.scale_head(features)) + _SMALLEST_SCALE
         start = 0

@@ -1,0 +1,139 @@
+"""Speed against scvi-tools and NumPyro; writes ``docs/benchmarks_speed.md``.
+
+``make bench`` runs it. Sides run in turn, each in a process of its own, on the same data and
+machine; ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+from peers import HERE, ROOT, peer_python
+from run import machine
+from scipy import sparse
+from speed_common import Job
+
+WORK = ROOT / ".benchmarks" / "speed"
+PAGE = ROOT / "docs" / "benchmarks_speed.md"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    title: str
+    task: str
+    likelihood: str
+    batch_size: int
+    at_least: float
+    peer: str = "scvi"
+
+
+CASES = [
+    Case("SCVI, an epoch, ZINB, batch 128", "epoch", "zinb", 128, 2.5),
+    Case("SCVI, an epoch, ZINB, batch 1024", "epoch", "zinb", 1024, 2.5),
+    Case("SCVI, an epoch, NB, batch 128", "epoch", "nb", 128, 2.5),
+    Case("SCVI, an epoch, NB, batch 1024", "epoch", "nb", 1024, 2.5),
+    Case("SCVI, an epoch, ZINB, batch 128, against NumPyro", "epoch", "zinb", 128, 1.0, "numpyro"),
+    Case("NB, density and gradient, batch 128", "log_prob", "nb", 128, 3.0),
+    Case("NB, density and gradient, batch 1024", "log_prob", "nb", 1024, 3.0),
+    Case("ZINB, density and gradient, batch 128", "log_prob", "zinb", 128, 3.0),
+    Case("ZINB, density and gradient, batch 1024", "log_prob", "zinb", 1024, 3.0),
+    Case("loading, batch 128", "loading", "nb", 128, 3.0),
+    Case("loading, batch 1024", "loading", "nb", 1024, 3.0),
+]
+
+
+def counts(source: Path) -> Path:
+    """10,000 real cells (CITE-seq, both batches) and every second of their 4,000 genes."""
+    path = WORK / "counts.h5ad"
+    if not path.exists():
+        names = ("citeseq_pbmc10k_v3_4000hvg_14prot", "citeseq_pbmc5k_v3_4000hvg_RNAonly")
+        parts = [anndata.read_h5ad(source / f"{name}.h5ad").X for name in names]
+        X = sparse.vstack(parts).tocsr()[:10_000, ::2].astype(np.float32)
+        WORK.mkdir(parents=True, exist_ok=True)
+        anndata.AnnData(X[np.asarray(X.sum(1)).ravel() > 0]).write_h5ad(path)
+    return path
+
+
+def seconds(side: str, python: str, job: Job) -> float:
+    """Median time of the measured call."""
+    command = [python, str(HERE / f"speed_{side}.py"), job.text]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if run.returncode:
+        raise SystemExit(f"{side} failed:\n{run.stderr[-3000:]}")
+    return float(json.loads(run.stdout.strip().splitlines()[-1])["seconds"])
+
+
+def main() -> None:
+    """Measure, judge, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds")
+    parser.add_argument("--only", default="", help="cases whose title has this; no page")
+    arguments = parser.parse_args()
+    if not os.environ.get("PYROVI_DATA"):
+        raise SystemExit("Set PYROVI_DATA to the folder with the real data sets.")
+    data = counts(Path(os.environ["PYROVI_DATA"]))
+    chosen = [case for case in CASES if arguments.only in case.title]
+    pythons = {peer: str(peer_python(peer)) for peer in {case.peer for case in chosen}}
+    rows, slow = [], []
+    for case in chosen:
+        job = Job(case.task, str(data), case.likelihood, case.batch_size)
+        ours, theirs = [], []
+        for _ in range(arguments.rounds):
+            theirs.append(seconds(case.peer, pythons[case.peer], job))
+            ours.append(seconds("pyrovi", sys.executable, job))
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        ratio = statistics.median(ratios)
+        if ratio < case.at_least:
+            slow.append(case.title)
+        rows.append(
+            f"| {case.title} | {_time(ours)} | {_time(theirs)} | {ratio:.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | {case.at_least:g} |"
+        )
+        print(rows[-1], flush=True)
+    if not arguments.only:
+        text = _PAGE.format(rows="\n".join(rows), rounds=arguments.rounds, machine=machine())
+        PAGE.write_text(text)
+        print(f"Wrote {PAGE.relative_to(ROOT)}")
+    if slow:
+        raise SystemExit(f"Slower than it has to be: {'; '.join(slow)}.")
+
+
+def _time(seconds_: list[float]) -> str:
+    median = statistics.median(seconds_)
+    return f"{median:.2f} s" if median >= 1 else f"{1000 * median:.2f} ms"
+
+
+_PAGE = """\
+# Speed
+
+This page is written by `make bench` (`tests/benchmarks/speed.py`); do not edit it by hand.
+
+10,000 real cells (10x Genomics PBMC, CITE-seq) with 2,000 genes, 10 % of whose counts are not zero;
+SCVI with its default architecture. scvi-tools 1.4.2 and NumPyro with Flax run in environments of
+their own, on the same data, in turn with pyrovi. Times of densities are those of one minibatch.
+
+| what | pyrovi | peer | ratio | at least |
+| --- | --- | --- | --- | --- |
+{rows}
+
+Ratios are medians over {rounds} alternating rounds, with their range; the peer is scvi-tools unless
+NumPyro is named.
+
+Machine: {machine}.
+"""
+
+
+if __name__ == "__main__":
+    main()
