@@ -11,6 +11,7 @@ from pyrovi.module.ledger import Role, Site
 from pyrovi.posterior.engine import (
     ELEMENT_BUDGET,
     EVALUATION_BUDGET,
+    _Collected,
     bounded_batch_size,
     draws_at_once,
 )
@@ -149,3 +150,28 @@ def test_memory_stays_bounded() -> None:
     assert result["loc"].shape == (2, 2_000, 500)
     # the draws themselves would be 0.8 GB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_results_of_minibatches_are_put_together_in_order(axis: int) -> None:
+    """However many there are, and whatever a function of the user makes of each."""
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(3, n) if axis else (n, 3)) for n in (1, 700, 900, 5, 2000)]
+    parts[0] = np.ones_like(parts[0], dtype=np.int64)  # a type that cannot hold the others
+    collected = _Collected(_Local(axis))  # type: ignore[arg-type]
+    assert collected.is_empty
+    for part in parts:
+        collected.append(part)
+    found = collected.together()
+    np.testing.assert_array_equal(found, np.concatenate(parts, axis))
+    assert found.base is None
+    assert found.dtype == np.float64
+
+
+class _Local:
+    """What the collection asks a site."""
+
+    is_local = True
+
+    def __init__(self, obs_axis: int) -> None:
+        self.obs_axis = obs_axis
