@@ -158,7 +158,7 @@ def test_results_of_minibatches_are_put_together_in_order(axis: int) -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(3, n) if axis else (n, 3)) for n in (1, 700, 900, 5, 2000)]
     parts[0] = np.ones_like(parts[0], dtype=np.int64)  # a type that cannot hold the others
-    collected = _Collected(_Local(axis))  # type: ignore[arg-type]
+    collected = _Collected(_Local(axis), sum(part.shape[axis] for part in parts))  # type: ignore[arg-type]
     assert collected.is_empty
     for part in parts:
         collected.append(part)

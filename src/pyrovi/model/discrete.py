@@ -98,6 +98,7 @@ def discrete_marginals(
         make_story,
         posterior_globals(model, num_samples, seed, manager),
         result,
+        n_obs=len(positions),
         num_draws=num_samples,
         batch_size=batch_size or settings.batch_size,
         reduction=Reduction("mean"),

@@ -116,6 +116,7 @@ def predict_new(
             make_story,
             draws,
             described,
+            n_obs=len(positions),
             num_draws=count,
             batch_size=batch_size or settings.batch_size,
             reduction=reduction,

@@ -285,6 +285,7 @@ def _query(
         make_story,
         draws,
         sites,
+        n_obs=len(positions),
         num_draws=num_samples,
         batch_size=batch_size or settings.batch_size,
         reduction=reduction,

@@ -25,9 +25,6 @@ from pyrovi.posterior.vectorise import DrawMapper, Story
 ELEMENT_BUDGET = 2**23
 """Largest number of elements (draws x observations x variables) of one site held at a time."""
 
-_FIRST_ROOM = 1024
-"""Observations that there is room for at first, where results are collected."""
-
 EVALUATION_BUDGET = 2**21
 """The same of any site of the model while it runs: larger chunks of draws are not faster."""
 
@@ -45,6 +42,7 @@ def run_query(
     globals_: Mapping[str, Tensor],
     sites: Mapping[str, Site],
     *,
+    n_obs: int,
     num_draws: int,
     batch_size: int,
     reduction: Reduction,
@@ -64,6 +62,8 @@ def run_query(
         Joint draws of the globals.
     sites
         Sites to return, by name.
+    n_obs
+        Number of observations that the loader gives.
     num_draws
         Number of draws ``S``.
     batch_size
@@ -78,7 +78,7 @@ def run_query(
     dict
         Site -> array of shape ``(*reduced, ...)`` with the observations in the loader's order.
     """
-    collected = {name: _Collected(site) for name, site in sites.items()}
+    collected = {name: _Collected(site, n_obs) for name, site in sites.items()}
     for _, values in stream_query(
         module,
         loader,
@@ -96,7 +96,7 @@ def run_query(
 
 
 class _Collected:
-    """Results of one minibatch after the other, in one array that grows.
+    """Results of one minibatch after the other, in one array for all observations.
 
     Were each kept where it was made, it would stand in the way of the draws of the next minibatch:
     allocators put small arrays into the room that large ones have left.
@@ -105,12 +105,14 @@ class _Collected:
     ----------
     site
         Whose results: those of local sites are put together along the axis of the observations.
+    n_obs
+        Number of observations.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, n_obs: int) -> None:
         self._axis = site.obs_axis if site.is_local else None
+        self._n_obs, self._filled = n_obs, 0
         self._array: np.ndarray | None = None
-        self._filled = 0
 
     @property
     def is_empty(self) -> bool:
@@ -122,31 +124,22 @@ class _Collected:
         if self._axis is None:
             self._array = part
             return
-        end = self._filled + part.shape[self._axis]
-        if self._array is not None and part.dtype != self._array.dtype:
+        shape = list(part.shape)
+        end, shape[self._axis] = self._filled + part.shape[self._axis], self._n_obs
+        if self._array is None:
+            self._array = np.empty(shape, part.dtype)
+        elif part.dtype != self._array.dtype:
             self._array = self._array.astype(np.result_type(part, self._array))
-        if self._array is None or end > self._array.shape[self._axis]:
-            shape = list(part.shape)
-            shape[self._axis] = max(_FIRST_ROOM, 2 * end)
-            larger = np.empty(shape, part.dtype if self._array is None else self._array.dtype)
-            if self._array is not None:
-                self._along(larger, 0, self._filled)[...] = self.together()
-            self._array = larger
-        self._along(self._array, self._filled, end)[...] = part
+        place = [slice(None)] * part.ndim
+        place[self._axis] = slice(self._filled, end)
+        self._array[tuple(place)] = part
         self._filled = end
 
     def together(self) -> np.ndarray:
         """All results."""
         assert self._array is not None
-        if self._axis is None:
-            return self._array
-        return np.array(self._along(self._array, 0, self._filled))
-
-    def _along(self, array: np.ndarray, start: int, end: int) -> np.ndarray:
-        assert self._axis is not None
-        place = [slice(None)] * array.ndim
-        place[self._axis] = slice(start, end)
-        return array[tuple(place)]
+        assert self._axis is None or self._filled == self._n_obs
+        return self._array
 
 
 def stream_query(
