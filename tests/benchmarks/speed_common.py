@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,3 @@ def measure(call: Callable[[], object], repeats: int) -> list[float]:
 def answer(seconds: list[float], **more: float) -> None:
     """Print the result as the last line."""
     print(json.dumps({"seconds": sorted(seconds)[len(seconds) // 2], **more}))
-
-
-HERE = Path(__file__).resolve().parent

@@ -14,6 +14,7 @@ import torch
 import pyrovi as pv
 from pyrovi.model.methods import all_at_once
 from pyrovi.model.modes import normal_khat
+from pyrovi.posterior.compiled import ValueAndGradient
 from pyrovi.posterior.potential import Potential
 
 DATA = pd.DataFrame({"y": np.random.default_rng(0).normal(1.0, 1.0, 40)})
@@ -33,8 +34,8 @@ def test_a_normal_posterior_is_exact_and_silent() -> None:
     potential = Potential(model.module, all_at_once(model)[1])
     mean = np.array([DATA.y.sum() / 41])
     factor = np.array([[41**-0.5]])
-    assert normal_khat(potential, mean, factor) == 0.0
-    assert normal_khat(potential, mean, factor / 4) > 0.7
+    assert normal_khat(ValueAndGradient(potential), mean, factor) == 0.0
+    assert normal_khat(ValueAndGradient(potential), mean, factor / 4) > 0.7
 
 
 def test_a_ridge_of_scale_and_effects_warns() -> None:

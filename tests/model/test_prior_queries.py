@@ -15,7 +15,6 @@ import torch
 import pyrovi as pv
 from pyrovi.criticism import posterior_predictive_checks, sbc
 from pyrovi.errors import ModelError
-from pyrovi.model.improper import improper_sites
 from pyrovi.model.truth import truth_of
 
 RNG = np.random.default_rng(0)
@@ -53,7 +52,7 @@ QUERIES: list[Callable[[Any], Any]] = [
 @pytest.mark.parametrize("query", QUERIES)
 def test_nothing_is_drawn_from_an_improper_prior(query: Callable[[Any], Any]) -> None:
     model = pv.from_pyro(flat, FRAME)
-    assert improper_sites(model) == ["mu", "sigma"]
+    assert model.sites.improper == ["mu", "sigma"]
     with pytest.raises(ModelError, match=r"'mu', 'sigma' have improper priors .* dist.Normal"):
         query(model)
 

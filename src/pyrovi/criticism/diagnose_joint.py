@@ -15,7 +15,7 @@ from pyrovi._rng import stream
 from pyrovi.criticism.diagnose_rows import Check, graded, unavailable
 from pyrovi.errors import PyroviError
 from pyrovi.model.methods import all_at_once
-from pyrovi.model.start import MAX_DIM
+from pyrovi.model.start import MAX_DIM, values_per_observation
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.guides.families import MeanField
 from pyrovi.module.ledger import Role
@@ -184,9 +184,7 @@ def _too_large(model: BaseModelClass) -> str:
             f"The model has {dim:,} latent numbers; joint weights of more than {MAX_DIM} say "
             "nothing."
         )
-    entries = model.registry["field_registries"].values()
-    per_row = sum(int(np.prod(e["tensor"]["shape"])) for e in entries if e["tensor"] is not None)
-    if _num_training(model) * per_row > _MAX_VALUES:
+    if _num_training(model) * values_per_observation(model) > _MAX_VALUES:
         return f"The data have more than {_MAX_VALUES:,} values; each draw takes all of them."
     return ""
 
@@ -206,10 +204,14 @@ def _num_training(model: BaseModelClass) -> int:
     return model.adata_manager.n_obs if indices is None else len(indices)
 
 
-def _remedy(model: BaseModelClass) -> str:
+def is_mean_field(model: BaseModelClass) -> bool:
+    """Whether a part of the guide has independent normal coordinates."""
     from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
     families: Any = (MeanField, AutoNormal, AutoDiagonalNormal)
-    if any(isinstance(part, families) for part in model.module.modules()):
-        return "guide='mvn' or method='nuts'"
-    return "train longer, or use method='nuts'"
+    return any(isinstance(part, families) for part in model.module.modules())
+
+
+def _remedy(model: BaseModelClass) -> str:
+    longer = "train longer, or use method='nuts'"
+    return "guide='mvn' or method='nuts'" if is_mean_field(model) else longer

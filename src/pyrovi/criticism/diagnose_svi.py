@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pyrovi._rng import generator, stream
 from pyrovi.criticism.diagnose_bound import bound_is_finite, plausible_bound
-from pyrovi.criticism.diagnose_joint import joint_check
+from pyrovi.criticism.diagnose_joint import is_mean_field, joint_check
 from pyrovi.criticism.diagnose_rows import Check, graded, unavailable
 from pyrovi.criticism.elpd import has_observations
 from pyrovi.model.amortization import amortization_gap
@@ -272,15 +272,7 @@ def _gap(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None
 
 
 def _mean_field(model: BaseModelClass) -> list[Check]:
-    from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-
-    from pyrovi.module.guides.families import MeanField
-
-    factorised = any(
-        isinstance(part, MeanField | AutoNormal | AutoDiagonalNormal)
-        for part in model.module.modules()
-    )
-    if not factorised or not model.sites.names(Role.GLOBAL):
+    if not is_mean_field(model) or not model.sites.names(Role.GLOBAL):
         return []
     return [
         Check(

@@ -20,7 +20,6 @@ from pyrovi.criticism.elpd import observed_sites, predicted_sites
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import PyroviError
 from pyrovi.model.draws import resolve_num_samples
-from pyrovi.model.improper import improper_sites
 from pyrovi.module.ledger import Role
 from pyrovi.posterior.alignment import Symmetry
 
@@ -159,7 +158,7 @@ class Subject:
     @cached_property
     def improper(self) -> list[str]:
         """Names of latent sites with a flat prior, from which nothing can be drawn."""
-        return improper_sites(self.model)
+        return self.model.sites.improper
 
     @cached_property
     def has_globals(self) -> bool:

@@ -18,7 +18,7 @@ from pyrovi.model.methods import (
 )
 from pyrovi.model.paths import KHAT
 from pyrovi.module.stored import NormalPosterior, StoredDraws
-from pyrovi.posterior.compiled import ValueAndGradient
+from pyrovi.posterior.compiled import ValueAndGradient, evaluate
 from pyrovi.posterior.curvature import hessian, normal_factor
 from pyrovi.posterior.optimum import Optimum, minimise
 from pyrovi.posterior.pareto import psis
@@ -130,7 +130,7 @@ def fit_laplace(
     potential = make_potential(model, minibatch, "laplace")
     best = best_mode(potential, num_starts, max_iterations)
     mode, factor = refined_mode(potential, best)
-    _warn_of_misfit(normal_khat(potential, mode, factor))
+    _warn_of_misfit(normal_khat(ValueAndGradient(potential), mode, factor))
     # the precision of what the model computes in, as for stored draws
     like = stored(model, potential, minibatch, mode[None, None], positions)
     dtype = like.value(potential.names[0]).dtype
@@ -155,20 +155,18 @@ def _warn_of_misfit(khat: float) -> None:
     )
 
 
-def normal_khat(potential: Potential, mean: np.ndarray, factor: np.ndarray) -> float:
+def normal_khat(function: ValueAndGradient, mean: np.ndarray, factor: np.ndarray) -> float:
     """Pareto k-hat of the importance weights of a normal as an approximation of the posterior.
 
     Parameters
     ----------
-    potential
-        The potential.
+    function
+        The potential, with its gradient.
     mean, factor
         Mean ``(dim,)``, and ``(dim, dim)`` factor of the covariance.
     """
-    function, device = ValueAndGradient(potential), potential.device
     noise = generator("laplace").standard_normal((_WEIGHED_DRAWS, len(mean)))
-    draws = torch.from_numpy(mean + noise @ factor.T).to(device)
-    weights = 0.5 * np.square(noise).sum(1) - [float(function(draw)[0]) for draw in draws]
+    weights = 0.5 * np.square(noise).sum(1) - evaluate(function, mean + noise @ factor.T)[0]
     return float(psis(np.where(np.isnan(weights), -np.inf, weights))[1])
 
 

@@ -6,22 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from pyrovi._rng import derive_seed, generator
 from pyrovi.errors import TrainingError
-from pyrovi.model.modes import best_mode, refined_mode
+from pyrovi.model.modes import best_mode, normal_khat, refined_mode
+from pyrovi.model.paths import KHAT
 from pyrovi.posterior.batch_and_match import batch_and_match
-from pyrovi.posterior.compiled import ValueAndGradient
+from pyrovi.posterior.compiled import ValueAndGradient, evaluate
 from pyrovi.posterior.curvature import hessian
-from pyrovi.posterior.pareto import psis
 from pyrovi.posterior.pathfinder import run_path
 from pyrovi.posterior.potential import Potential
 
 NUM_DRAWS = 64
 """Draws that an approximation is judged by."""
-
-_KHAT_DRAWS = 500
 
 Normal = tuple[np.ndarray, np.ndarray]
 """Mean and covariance on the real line."""
@@ -112,8 +109,7 @@ def trusted_normal(potential: Potential, function: ValueAndGradient) -> Normal |
     tuple or None
         Mean and covariance; ``None`` if Pareto's :math:`\hat k` is above 0.7 (Vehtari et al. 2024).
     """
-    random = generator("normals")
-    noise = random.standard_normal((NUM_DRAWS, potential.dim))
+    noise = generator("normals").standard_normal((NUM_DRAWS, potential.dim))
     found = [
         (judge(function, mean, np.linalg.cholesky(covariance), noise).elbo, mean, covariance)
         for mean, covariance in normal_approximations(potential, function)
@@ -123,15 +119,5 @@ def trusted_normal(potential: Potential, function: ValueAndGradient) -> Normal |
     elbo, mean, covariance = max(found, key=lambda each: each[0])
     if not np.isfinite(elbo):
         return None
-    noise = random.standard_normal((_KHAT_DRAWS, potential.dim))
-    values, _ = evaluate(function, mean + noise @ np.linalg.cholesky(covariance).T)
-    _, khat = psis(0.5 * np.square(noise).sum(1) - values)
-    return (mean, covariance) if khat < 0.7 else None
-
-
-def evaluate(function: ValueAndGradient, positions: np.ndarray) -> Normal:
-    """Values ``(S,)`` and gradients ``(S, D)`` at positions ``(S, D)``."""
-    device = function.potential.device
-    found = [function(torch.from_numpy(position).to(device)) for position in positions]
-    values = np.array([float(value) for value, _ in found])
-    return values, np.stack([gradient.detach().cpu().double().numpy() for _, gradient in found])
+    khat = normal_khat(function, mean, np.linalg.cholesky(covariance))
+    return (mean, covariance) if khat <= KHAT else None

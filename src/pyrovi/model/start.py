@@ -36,9 +36,13 @@ def can_start_near(model: BaseModelClass) -> bool:
         return False
     if not hasattr(guide.globals, "start_at") or _dim(guide) > MAX_DIM:
         return False
+    return int(model.adata_manager.n_obs) * values_per_observation(model) <= MAX_ELEMENTS
+
+
+def values_per_observation(model: BaseModelClass) -> int:
+    """Numbers in the tensors that a minibatch has of each observation."""
     entries = model.registry["field_registries"].values()
-    per_row = [int(np.prod(e["tensor"]["shape"])) for e in entries if e["tensor"] is not None]
-    return int(model.adata_manager.n_obs) * sum(per_row) <= MAX_ELEMENTS
+    return sum(int(np.prod(e["tensor"]["shape"])) for e in entries if e["tensor"] is not None)
 
 
 def start_near_posterior(model: BaseModelClass, indices: Any = None) -> float:

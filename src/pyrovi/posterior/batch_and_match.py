@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovi._rng import generator
-from pyrovi.posterior.compiled import ValueAndGradient
+from pyrovi.posterior.compiled import ValueAndGradient, evaluate
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def batch_and_match(
     for iteration in range(num_iterations):
         noise = rng.standard_normal((num_draws, dim))
         draws = mean + noise @ np.linalg.cholesky(covariance).T
-        scores = np.stack([-_gradient(function, draw) for draw in draws])
+        scores = -evaluate(function, draws)[1]
         usable = np.isfinite(scores).all(1)
         if usable.sum() < 2:
             break
@@ -63,13 +63,6 @@ def batch_and_match(
             break
         mean, covariance = moved
     return mean, covariance
-
-
-def _gradient(function: ValueAndGradient, position: Floats) -> Floats:
-    import torch
-
-    _, gradient = function(torch.from_numpy(position).to(function.potential.device))
-    return np.asarray(gradient.detach().cpu(), dtype=np.float64)
 
 
 def _matched(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovi._rng import derive_seed
@@ -76,6 +78,16 @@ class ValueAndGradient:
             if not _is_numerical(error):
                 raise
             return torch.full_like(vector.sum(), torch.inf), torch.zeros_like(vector)
+
+
+def evaluate(
+    function: ValueAndGradient, positions: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values ``(S,)`` and gradients ``(S, dim)`` at positions ``(S, dim)``."""
+    device = function.potential.device
+    found = [function(torch.from_numpy(position).to(device)) for position in positions]
+    values = np.array([float(value) for value, _ in found])
+    return values, np.stack([gradient.detach().cpu().double().numpy() for _, gradient in found])
 
 
 def eager(potential: Potential, vector: Tensor) -> tuple[Tensor, Tensor]:
