@@ -131,7 +131,16 @@ def test_folds_of_other_methods_are_exact(guide: str, training: dict) -> None:
     assert "<table" in result._repr_html_()
 
 
-def test_a_poor_encoder_is_flagged(split) -> None:
+def test_proposals_replace_a_poor_encoder(split) -> None:
+    exact = held_out(split, num_samples=50, num_inner=1)
+    split.module.widen, split.module.shift = 0.2, 1.0
+    result = held_out(split, num_samples=50, num_inner=500)
+    assert result.n_bad == 0
+    np.testing.assert_allclose(result.pointwise["elpd"], exact.pointwise["elpd"], atol=0.02)
+
+
+def test_a_poor_encoder_that_cannot_be_replaced_is_flagged(split, monkeypatch) -> None:
+    monkeypatch.setattr("pyrovi.posterior.fitted_proposal.MAX_COORDINATES", 2)
     split.module.widen = 0.2
     result = held_out(split, num_samples=20, num_inner=500)
     assert result.n_bad > 10

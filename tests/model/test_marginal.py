@@ -138,6 +138,41 @@ def test_stories_that_cannot_be_vectorised_give_the_same() -> None:
     np.testing.assert_allclose(found["log_likelihood"], [exact, exact], atol=2e-5)
 
 
+def test_fitted_proposals_follow_the_globals_and_are_exact_where_densities_are_quadratic() -> None:
+    X, W, sd = simulated(30)
+    model = exact_model(X, W, sd, widen=0.3, shift=2.0)
+    model.module.tril.mul_(20)  # globals that differ by several standard deviations of the locals
+    options = {"num_samples": 8, "num_inner": 400}
+    found = marginal_log_likelihood(model, **options)
+    exact = exact_conditional(X, W, sd, model.sample_posterior("m", num_samples=8)["m"].values)
+    assert found["fitted"].values.all()
+    assert (found["khat"] < 0.4).all()
+    np.testing.assert_allclose(found["log_likelihood"], exact, atol=0.15)
+    # normal draws with 1.2 times the standard deviation: E[w]^2 / E[w^2] in 3 dimensions
+    share = (np.sqrt(2 - 1 / 1.44) / 1.2) ** 3
+    np.testing.assert_allclose(found["ess"].mean() / 400, share, rtol=0.05)
+    untouched = marginal_log_likelihood(exact_model(X, W, sd), **options)
+    assert not untouched["fitted"].values.any()
+
+
+def test_fitted_proposals_of_positive_latents_and_skewed_posteriors() -> None:
+    """x_n ~ Poisson(size_n), size_n ~ Gamma: the evidence is negative binomial."""
+
+    def story(X: torch.Tensor) -> None:
+        with obs_plate():
+            size = pyro.sample("size", dist.Gamma(3.0, 0.5))
+            pyro.sample("X", dist.Poisson(size[..., None]).to_event(1), obs=X)
+
+    X = np.random.default_rng(1).poisson(6.0, size=(20, 1)).astype(np.float32)
+    X[0] = 60.0
+    model = given(X, Pair(story, AutoNormal(story, init_scale=0.05)))
+    found = marginal_log_likelihood(model, num_samples=1, num_inner=20_000)
+    exact = stats.nbinom(3.0, 0.5 / 1.5).logpmf(X[:, 0])
+    assert found["fitted"].values.all()
+    assert (found["khat"] < found.attrs["khat_threshold"]).all()
+    np.testing.assert_allclose(found["log_likelihood"][0], exact, atol=0.03)
+
+
 @pytest.mark.parametrize("name", ["num_samples", "num_inner"])
 def test_bad_numbers(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name} must be at least 1, got 0"):

@@ -64,8 +64,8 @@ def held_out(
     -------
     Elpd
         ``pointwise`` has ``elpd`` and ``good`` of each observation, and ``inner_khat`` where local
-        latents were integrated out. Where this is above the threshold, the guide does not cover the
-        posterior of the observation, and ``elpd`` is too low in tendency.
+        latents were integrated out. Where this is above the threshold, neither the guide nor a
+        normal fitted to the observation covers its posterior, and ``elpd`` is too low in tendency.
 
     Raises
     ------

@@ -15,9 +15,10 @@ from pyrovi.errors import ModelError
 from pyrovi.model.draws import example_on_device, posterior_globals, resolve_num_samples
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.plates import OBS_PLATE
+from pyrovi.posterior.fitted_proposal import can_fit, fitted_batch_size
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.marginal import LocalWeights
-from pyrovi.posterior.pareto import importance_ess, khat_threshold, psis
+from pyrovi.posterior.pareto import FEWEST_DRAWS, importance_ess, khat_threshold, psis
 from pyrovi.posterior.point_estimates import point_sites
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def marginal_log_likelihood(
               \;\approx\; \log p(x_n \mid g_s)
 
     with draws :math:`z_{snk}` of the guide (after MCMC, of normal distributions matched to the
-    stored draws: of the locals given the globals, if these are few, and a little wider). Each value
+    stored draws: of the locals given the globals, if these are few, and a little wider). Where the
+    weights of an observation are not to be relied on, because the guide misses its posterior (an
+    encoder serves all observations with one set of weights), they are taken anew with a normal
+    distribution fitted to this observation (:mod:`pyrovi.posterior.fitted_proposal`). Each value
     is in expectation a lower bound of :math:`\log p(x_n \mid g_s)`, which tightens as
     ``num_inner`` grows; every observation has its own weights, and the plate's ``N / n`` is no part
     of them. This is what cross-validation of a model with local latents needs: the likelihood
@@ -76,7 +80,10 @@ def marginal_log_likelihood(
         observation, ``khat`` and ``ess``: the Pareto shape and the effective number of its
         importance weights. They are those that 5 % of the draws of the globals exceed, or fall
         short of: an integral that fails for some draws spoils what is averaged over them. Where
-        ``khat`` exceeds the attribute ``khat_threshold`` it is not to be relied on.
+        ``khat`` exceeds the attribute ``khat_threshold`` it is not to be relied on. ``fitted`` is
+        true where proposals were fitted: if the guide's weights (of 21 or more draws) are above the
+        threshold, and the local latents are continuous, of fixed support, with at most 50
+        coordinates.
 
     Raises
     ------
@@ -95,34 +102,40 @@ def marginal_log_likelihood(
     Burda, Grosse, Salakhutdinov: Importance weighted autoencoders. ICLR (2016).
     """
     manager, positions, _ = model.loader(adata, indices)
-    likelihoods, khats, sizes, errors = [], [], [], []
-    has_locals = bool(model.sites.names(Role.LOCAL))
-    for weights in local_weights(
-        model,
-        manager,
-        positions,
-        num_samples=num_samples,
-        num_inner=num_inner,
-        batch_size=batch_size,
-        seed=seed,
-    ):
-        likelihoods.append(log_mean(weights))
-        if has_locals:
-            khat, ess, mcse = diagnose_weights(weights)
-            khats.append(khat)
-            sizes.append(ess)
-            errors.append(mcse)
-    arrays = {"log_likelihood": np.concatenate(likelihoods, -1)}
+    options: dict[str, Any] = {
+        "num_samples": num_samples,
+        "num_inner": num_inner,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    arrays = _integrals(model, local_weights(model, manager, positions, **options))
     attrs: dict[str, Any] = {"kind": "conditional"}
-    if has_locals:
-        arrays["mcse"] = np.concatenate(errors, -1)
-        arrays |= {"khat": np.concatenate(khats), "ess": np.concatenate(sizes)}
+    if model.sites.names(Role.LOCAL):
+        threshold = khat_threshold(num_inner)
+        bad = ~(arrays["khat"] <= threshold)
+        arrays["fitted"] = bad & (num_inner >= FEWEST_DRAWS and can_fit(model.module))
+        if arrays["fitted"].any():
+            weights = local_weights(model, manager, positions[bad], fitted=True, **options)
+            for name, values in _integrals(model, weights).items():
+                arrays[name][..., bad] = values
         attrs = {
             "kind": "importance-weighted marginal",
             "num_inner": num_inner,
-            "khat_threshold": khat_threshold(num_inner),
+            "khat_threshold": threshold,
         }
     return _labelled(model, manager, positions, arrays, attrs)
+
+
+def _integrals(model: BaseModelClass, batches: Iterator[Tensor]) -> dict[str, np.ndarray]:
+    """Log mean weights, and with local latents how far they can be relied on; observations last."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for weights in batches:
+        found = {"log_likelihood": log_mean(weights)}
+        if model.sites.names(Role.LOCAL):
+            found |= dict(zip(("khat", "ess", "mcse"), diagnose_weights(weights), strict=True))
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values, -1) for name, values in parts.items()}
 
 
 def local_weights(
@@ -134,6 +147,7 @@ def local_weights(
     num_inner: int,
     batch_size: int | None,
     seed: int | None,
+    fitted: bool = False,
 ) -> Iterator[Tensor]:
     """Log importance weights of one minibatch after the other, see :class:`LocalWeights`.
 
@@ -145,6 +159,8 @@ def local_weights(
         The observations.
     num_samples, num_inner, batch_size, seed
         As in :func:`marginal_log_likelihood`.
+    fitted
+        Whether proposals are fitted to each observation, instead of the guide's.
 
     Yields
     ------
@@ -161,11 +177,12 @@ def local_weights(
     _, _, loader = model.loader(manager, positions)
     globals_ = dict(posterior_globals(model, count, seed, manager))
     weigh, device = LocalWeights(model.module, count, num_inner), model.device
-    for position, minibatch in enumerate(
-        loader(weigh.batch_size(batch_size or settings.batch_size))
-    ):
-        with stream("draws", "marginal", position, seed=seed):
-            weights = weigh(minibatch.to(device), globals_)
+    size = weigh.batch_size(batch_size or settings.batch_size)
+    size = fitted_batch_size(model.module, count, size) if fitted else size
+    purpose = "fitted marginal" if fitted else "marginal"
+    for position, minibatch in enumerate(loader(size)):
+        with stream("draws", purpose, position, seed=seed):
+            weights = (weigh.fitted if fitted else weigh)(minibatch.to(device), globals_)
         yield weights.double()
 
 

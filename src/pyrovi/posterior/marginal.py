@@ -8,7 +8,8 @@ from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.posterior.bounds import importance_story
 from pyrovi.posterior.engine import draws_at_once
-from pyrovi.posterior.vectorise import DrawMapper
+from pyrovi.posterior.fitted_proposal import FittedProposal
+from pyrovi.posterior.vectorise import DrawMapper, Story
 
 WEIGHT_BUDGET = 2**24
 """Largest number of importance weights (global draws x local draws x observations) at a time."""
@@ -53,14 +54,26 @@ class LocalWeights:
         globals_
             Joint draws of the globals: site -> tensor of shape ``(S, ...)``.
         """
-        at_once = max(1, draws_at_once(self.module, minibatch.n) // _CACHED)
+        with evaluation_mode(self.module):
+            return self._nested(importance_story(self.module, minibatch), minibatch, globals_)
+
+    def fitted(self, minibatch: Minibatch, globals_: dict[str, Tensor]) -> Tensor:
+        """The same with proposals fitted to each observation, in place of the guide's."""
+        with evaluation_mode(self.module):
+            proposal = FittedProposal(self.module, minibatch, globals_)
+            chunk = max(1, self._at_once(minibatch) // proposal.num_draws)
+            normals = DrawMapper(self.module)(proposal.given, globals_, self.num_samples, chunk)
+            return self._nested(proposal.weight, minibatch, {**globals_, **normals})
+
+    def _nested(self, one_weight: Story, minibatch: Minibatch, given: dict[str, Tensor]) -> Tensor:
+        at_once = self._at_once(minibatch)
         inner_chunk = min(self.num_inner, at_once)
         outer_chunk = max(1, at_once // self.num_inner)
-        one_weight = importance_story(self.module, minibatch)
 
         def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return self._inner(lambda _: one_weight(values), {}, self.num_inner, inner_chunk)
 
-        with evaluation_mode(self.module):
-            weights = self._outer(story, globals_, self.num_samples, outer_chunk)
-        return weights["log_weight"]
+        return self._outer(story, given, self.num_samples, outer_chunk)["log_weight"]
+
+    def _at_once(self, minibatch: Minibatch) -> int:
+        return max(1, draws_at_once(self.module, minibatch.n) // _CACHED)

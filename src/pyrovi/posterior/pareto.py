@@ -19,6 +19,9 @@ _BLOCK = 2**22
 
 _SHORTEST_TAIL = 5
 
+FEWEST_DRAWS = 21
+"""Fewest draws that a shape can be fitted to: a fifth of them is the tail."""
+
 
 def psis(
     log_weights: ArrayLike, *, reff: float = 1.0, normalize: bool = True

@@ -54,6 +54,11 @@ class LocalNormal:
         free = [self.shift, self.log_diagonal]
         return [*free, self.lower] if self.covariance == "full" else free
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Means ``(n, d)`` and Cholesky factors of the covariances ``(n, d, d)``."""
+        mean = self.loc + torch.einsum("nij,nj->ni", self.tril, self.shift)
+        return mean, self.tril @ self._scale()
+
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draws and their log densities from standard normal noise ``(K, n or 1, d)``.
 
@@ -62,14 +67,16 @@ class LocalNormal:
         tuple
             Shapes ``(K, n, d)`` and ``(K, n)``.
         """
-        scale = torch.diag_embed(self.log_diagonal.exp())
-        if self.covariance == "full":
-            scale = scale + self.lower.tril(-1)
-        inner = self.shift + torch.einsum("nij,knj->kni", scale, noise.expand(-1, *self.loc.shape))
+        noisy = torch.einsum("nij,knj->kni", self._scale(), noise.expand(-1, *self.loc.shape))
+        inner = self.shift + noisy
         vectors = self.loc + torch.einsum("nij,knj->kni", self.tril, inner)
         log_scale = self.tril.diagonal(0, -2, -1).log().sum(-1) + self.log_diagonal.sum(-1)
         standard = -0.5 * (noise.square() + _LOG_2PI).sum(-1)
         return vectors, standard - log_scale
+
+    def _scale(self) -> Tensor:
+        scale = torch.diag_embed(self.log_diagonal.exp())
+        return scale + self.lower.tril(-1) if self.covariance == "full" else scale
 
 
 def refine(space: LocalSpace, normal: LocalNormal, num_draws: int) -> None:
