@@ -123,11 +123,43 @@ def test_where_it_does_not_apply() -> None:
 
     def traced(mu: Tensor) -> Tensor:
         seen.append(sparse_counts.applies(x, mu, theta))
-        return NegativeBinomial(mu=mu, theta=theta, validate_args=False).log_prob(x)
+        return NegativeBinomial(mu=mu, theta=theta, validate_args=False).log_prob(x).sum()
 
-    mapped = torch.func.vmap(traced)(torch.stack([mu, mu]))
+    gradient = torch.func.vmap(torch.func.grad(traced))(torch.stack([mu, mu]))
     assert seen == [False]
-    torch.testing.assert_close(mapped[0], sparse_counts.log_nb(x, mu, theta))
+    wanted = gradients(sparse_counts.log_nb, x, mu, theta)
+    torch.testing.assert_close(gradient[0], wanted[1] / torch.linspace(0.5, 2, len(x))[:, None])
+
+
+@pytest.mark.parametrize("inflated", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_values_of_many_draws(shared: bool, inflated: bool) -> None:
+    x, mu, theta, *zi = arguments(shared=shared, inflated=inflated)
+    outer, inner = 1 + torch.rand(2, 3, 1, 1, 1), 1 + torch.rand(1, 1, 4, 1, 1)
+    shifts = outer[0, :, 0] * theta, outer[1] * inner[0]  # globals; of both: locals
+    seen = []
+
+    def density(theta: Tensor, shift: Tensor) -> Tensor:
+        theta = theta.reshape(given[2].shape)
+        seen.append(sparse_counts.applies(x, shift * mu, theta, *zi))
+        if inflated:
+            fn = ZeroInflatedNegativeBinomial(
+                mu=shift * mu, theta=theta, zi_logits=zi[0], validate_args=False
+            )
+        else:
+            fn = NegativeBinomial(mu=shift * mu, theta=theta, validate_args=False)
+        return fn.log_prob(x)
+
+    given = (x, mu, theta)
+    per_global = torch.func.vmap(density, in_dims=(None, 0))
+    found = torch.func.vmap(per_global)(*shifts)
+    assert seen == [True]
+    for s in range(3):
+        for k in range(4):
+            dispersion = shifts[0][s].reshape(theta.shape)
+            wanted = plain(x, shifts[1][s, k] * mu, dispersion, *zi)
+            torch.testing.assert_close(found[s, k], wanted, rtol=1e-7, atol=1e-7)
 
 
 def test_distributions_use_it(monkeypatch: pytest.MonkeyPatch) -> None:

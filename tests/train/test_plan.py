@@ -24,11 +24,13 @@ from tests.train.toys import (
     scvi,
     toy,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovi import settings
 from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.handlers import AnnealKL
 from pyrovi.train import SVITrainingPlan
 
 
@@ -57,6 +59,83 @@ def test_annealed_loss_is_reconstruction_plus_weighted_kl(weight):
     reconstruction = parts["reconstruction_loss"]
     assert loss.item() == pytest.approx((reconstruction + weight * kl).item(), rel=1e-6)
     assert parts["elbo"].item() == pytest.approx((reconstruction + kl).item(), rel=1e-6)
+
+
+class CoinsModule(PyroBaseModule):
+    """Local draws that carry no gradient next to some that do."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit = torch.nn.Parameter(torch.tensor(0.3))
+        self.loc = torch.nn.Parameter(torch.tensor(0.2))
+
+    def model(self, X):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with self.obs_plate():
+            k = pyro.sample("k", dist.Bernoulli(0.4))
+            pyro.sample("X", dist.Normal(mu + k, 1.0), obs=X[..., 0])
+
+    def guide(self, X):
+        pyro.sample("mu", dist.Normal(self.loc, 0.5))
+        with self.obs_plate():
+            pyro.sample("k", dist.Bernoulli(logits=self.logit.expand(X.shape[-2])))
+
+
+class Coins(_Toy):
+    def __init__(self, adata):
+        super().__init__(adata)
+        self.module = CoinsModule()
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize(
+    ("make", "elbo"),
+    [
+        (scvi, TraceMeanField_ELBO(max_plate_nesting=1)),
+        (scvi, Trace_ELBO(num_particles=2, max_plate_nesting=1)),
+        (lambda: toy(Coins), Trace_ELBO(max_plate_nesting=1)),
+    ],
+)
+def test_loss_and_gradients_are_those_of_pyro(make, elbo, weight):
+    model = make()
+    plan = SVITrainingPlan(model.module, loss_fn=elbo)
+    batch = batches(model, 8)[0]
+    found = []
+    for ours in (True, False):
+        pyro.set_rng_seed(0)
+        model.module.zero_grad()
+        if ours:
+            loss = plan.objective(batch, weight)[0]
+        else:
+            pair = model.module.run_model, model.module.run_guide
+            with AnnealKL(weight):
+                loss = elbo.differentiable_loss(*pair, batch) / batch.n_obs
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.module.parameters() if p.grad is not None]
+        found.append([loss.detach(), *gradients])
+    assert len(found[0]) > 2
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class NoNumbers(TorchDispatchMode):
+    """Refuse what makes an accelerator wait: reading a number of a tensor."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_a_step_reads_no_number_of_the_device(likelihood):
+    model = scvi(gene_likelihood=likelihood)
+    plan = SVITrainingPlan(model.module)
+    batch = batches(model, 8)[0]
+    with pyro.validation_enabled(False), NoNumbers():
+        loss, parts = plan.objective(batch, 0.5)
+        loss.backward()
+        plan.means["train"].update(parts, batch.n)
+    assert not plan.means["train"].is_empty
 
 
 @pytest.mark.parametrize("vectorize", [False, True])

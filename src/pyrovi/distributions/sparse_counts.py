@@ -9,8 +9,9 @@ above zero adds is computed where there is one. With :math:`r = \mu / \theta`,
 
 The gradients are computed along with the values, block by block, while a block is in the cache.
 Values and gradients are those of :mod:`pyrovi.distributions.log_pmf`, which is what runs where this
-module does not apply (:func:`applies`): on accelerators, under :func:`torch.func.vmap` and
-tracing, for few values. Gradients of gradients are taken of those formulas, too.
+module does not apply (:func:`applies`): on accelerators, under tracing and the transforms of
+:mod:`torch.func` (but for values of many draws by ``vmap``), for few values. Gradients of gradients
+are taken of those formulas, too.
 """
 
 from __future__ import annotations
@@ -57,18 +58,29 @@ def applies(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None = Non
         and (theta.shape == mu.shape or theta.numel() == mu.shape[-1] == theta.shape[-1])
         and not x.requires_grad
         and _is_eager()
+        and (not _transforms() or _only_vectorised())
     )
 
 
 def _is_eager() -> bool:
-    """Whether operations run as they are written: not traced, transformed or compiled."""
+    """Whether operations run as they are written: not traced or compiled."""
     return not (
         torch._C._is_tracing()
         or torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def _transforms() -> list[Any]:
+    """The transforms of :mod:`torch.func` that are under way."""
+    return torch._C._functorch.get_interpreter_stack() or []
+
+
+def _only_vectorised() -> bool:
+    """Whether they do no more than to take many draws, of values without gradients."""
+    vmap = torch._C._functorch.TransformType.Vmap
+    return not torch.is_grad_enabled() and all(level.key() == vmap for level in _transforms())
 
 
 def log_nb(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None = None) -> Tensor:
@@ -84,7 +96,42 @@ def log_nb(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None = None
     if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
         value: Tensor = _LogNB.apply(x, mu, theta, zi_logits)  # type: ignore[no-untyped-call]
         return value
+    if _transforms():
+        values: Tensor = _DrawsOfLogNB.apply(x, mu, theta, zi_logits)  # type: ignore[no-untyped-call]
+        return values
     return _evaluate(x, mu, theta, zi_logits, gradients=False)[0]
+
+
+class _DrawsOfLogNB(torch.autograd.Function):
+    """Values of many draws: further leading dimensions, but for those of a shared ``theta``."""
+
+    @staticmethod
+    def forward(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None) -> Tensor:
+        return _evaluate(x, mu, theta, zi_logits, gradients=False)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept: there are no gradients."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        mu: Tensor,
+        theta: Tensor,
+        zi_logits: Tensor | None,
+    ) -> tuple[Tensor, int]:
+        parts = [x, mu, theta, *([] if zi_logits is None else [zi_logits])]
+        moved = [
+            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+            for part, dim in zip(parts, in_dims, strict=False)
+        ]
+        if in_dims[2] is None and theta.numel() == theta.shape[-1]:
+            moved[2] = theta
+        elif moved[2].shape != moved[1].shape:  # a row for each draw
+            return torch.stack([log_nb(*draw) for draw in zip(*moved, strict=True)]), 0
+        return log_nb(*moved), 0
 
 
 class _LogNB(torch.autograd.Function):

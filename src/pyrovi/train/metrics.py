@@ -1,4 +1,4 @@
-"""Per-observation parts of the ELBO, un-annealed, summed on the device over an epoch."""
+"""Per-observation parts of the ELBO, un-annealed, and their sums over an epoch, on the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -38,7 +38,6 @@ def record_traces(elbo: ELBO) -> Iterator[list[tuple[poutine.Trace, poutine.Trac
         del elbo._get_trace
 
 
-@torch.no_grad()
 def elbo_parts(
     traces: list[tuple[poutine.Trace, poutine.Trace]],
     ledger: SiteLedger,
@@ -85,7 +84,6 @@ def elbo_parts(
     return {"elbo": sum(parts.values(), torch.zeros((), device=device)), **parts}
 
 
-@torch.no_grad()
 def enumerated_parts(
     traces: list[tuple[poutine.Trace, poutine.Trace]],
     ledger: SiteLedger,
@@ -111,6 +109,26 @@ def enumerated_parts(
     zero = torch.zeros_like(total)
     parts = {"reconstruction_loss": total - kl, "kl_local": zero, "kl_global": kl}
     return {"elbo": total, **parts}
+
+
+def reparametrised(traces: list[tuple[poutine.Trace, poutine.Trace]]) -> bool:
+    """Whether gradients flow through every draw of the guide: the ELBO's is that of its terms."""
+    return all(
+        is_identically_zero(node["score_parts"].score_function)
+        for _, guide in traces
+        for node in guide.nodes.values()
+        if node["type"] == "sample"
+    )
+
+
+def surrogate_loss(traces: list[tuple[poutine.Trace, poutine.Trace]], elbo: Any) -> Tensor:
+    """Negative ELBO, with the gradient that it has where draws carry none (score functions)."""
+    total: Any = 0.0
+    for model, guide in traces:
+        value, surrogate = elbo._differentiable_loss_particle(model, guide)
+        total = total + value + surrogate - surrogate.detach()
+    loss: Tensor = total / elbo.num_particles
+    return loss
 
 
 def _auxiliary_sites(guide: poutine.Trace) -> Iterator[tuple[Any, bool]]:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pyro
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,7 +23,14 @@ from pyrovi.module.handlers import AnnealKL
 from pyrovi.module.ledger import Role
 from pyrovi.train.converge import has_mirrored_guide
 from pyrovi.train.loggers import HistoryLogger
-from pyrovi.train.metrics import EpochMean, elbo_parts, enumerated_parts, record_traces
+from pyrovi.train.metrics import (
+    EpochMean,
+    elbo_parts,
+    enumerated_parts,
+    record_traces,
+    reparametrised,
+    surrogate_loss,
+)
 from pyrovi.train.objectives import check_objective, choose_warmup
 from pyrovi.train.optim import OptimizerPlan, OptimizerSpec, build_optimizer
 from pyrovi.train.resume import check_checkpoint, checkpoint_state, restore
@@ -180,7 +187,9 @@ class SVITrainingPlan(pl.LightningModule):
     def objective(self, minibatch: Minibatch, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative (annealed) ELBO per observation, and its un-annealed parts."""
         elbo: Any = self._measure
-        module = self.module
+        module, n_obs = self.module, minibatch.n_obs
+        if type(elbo) in (Trace_ELBO, TraceMeanField_ELBO):
+            return self._sum_of_parts(elbo, minibatch, weight)
         with record_traces(elbo) as traces, annealed(weight):
             if isinstance(elbo, TraceEnum_ELBO) and not torch.is_grad_enabled():
                 # whose differentiable loss refuses to be computed without gradients
@@ -188,15 +197,35 @@ class SVITrainingPlan(pl.LightningModule):
                 loss = torch.as_tensor(value, device=module.device)
             else:
                 loss = elbo.differentiable_loss(module.run_model, module.run_guide, minibatch)
-        loss = loss / minibatch.n_obs
+        loss = loss / n_obs
         return loss, self._parts(elbo, traces, minibatch, loss)
+
+    def _sum_of_parts(
+        self, elbo: Any, minibatch: Minibatch, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same where terms separate: none is computed twice, and no number leaves the device.
+
+        Draws that carry no gradient take Pyro's surrogate of the loss.
+        """
+        module, n_obs = self.module, minibatch.n_obs
+        with annealed(weight):
+            pairs = elbo._get_traces(module.run_model, module.run_guide, (minibatch,), {})
+            traces = list(pairs)
+        parts = elbo_parts(traces, module.ledger, n_obs, elbo)
+        if reparametrised(traces):
+            kl = parts["kl_local"] + parts["kl_global"]
+            loss = parts["reconstruction_loss"] + weight * kl
+        else:
+            loss = surrogate_loss(traces, elbo) / n_obs
+        return loss, {name: part.detach() for name, part in parts.items()}
 
     def _parts(
         self, elbo: ELBO, traces: list[Any], minibatch: Minibatch, loss: Tensor
     ) -> dict[str, Tensor]:
-        if self._enumerates:
-            return enumerated_parts(traces, self.module.ledger, minibatch.n_obs, elbo, loss)
-        return elbo_parts(traces, self.module.ledger, minibatch.n_obs, elbo)
+        with torch.no_grad():
+            if self._enumerates:
+                return enumerated_parts(traces, self.module.ledger, minibatch.n_obs, elbo, loss)
+            return elbo_parts(traces, self.module.ledger, minibatch.n_obs, elbo)
 
     def _next_weight(self) -> float:
         self.kl_weight = self.warmup.weight(self.current_epoch, self.global_step)
