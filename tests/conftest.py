@@ -17,6 +17,7 @@ from pyrovi._settings import Settings, settings
 # Workers of pytest-xdist share the machine: more threads each would only get in each other's way.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 # Examples are the same in every run, and a slow machine is no failure.
 hypothesis.settings.register_profile("pyrovi", deadline=None, derandomize=True)

@@ -29,22 +29,22 @@ GOALS = {"ratio": 0.7, "gib": 3.0}
 STORES = ("cells.h5ad", "cells.zarr")
 
 
-def simulate(n_cells: int, folder: Path) -> dict[str, Any]:
+def simulate(n_cells: int, folder: Path, n_genes: int = N_GENES) -> dict[str, Any]:
     """Sparse counts, 7 % of them not zero, sorted by cell type; written piece by piece."""
     import h5py
     import pandas as pd
     from anndata.io import write_elem
 
     rng = np.random.default_rng(0)
-    probabilities = rng.beta(0.7, 9.3, size=(N_TYPES, N_GENES)).astype(np.float32)
+    probabilities = rng.beta(0.7, 9.3, size=(N_TYPES, n_genes)).astype(np.float32)
     types = np.arange(n_cells) * N_TYPES // n_cells
     with h5py.File(folder / "cells.h5ad", "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         names = pd.Index([f"cell{i}" for i in range(n_cells)])
         write_elem(file, "obs", pd.DataFrame({"type": types.astype(str)}, index=names))
-        write_elem(file, "var", pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)]))
+        write_elem(file, "var", pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]))
         group = file.create_group("X")
-        shape = [n_cells, N_GENES]
+        shape = [n_cells, n_genes]
         group.attrs.update(
             {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape}
         )
@@ -54,7 +54,7 @@ def simulate(n_cells: int, folder: Path) -> dict[str, Any]:
         ends = [np.zeros(1, dtype=np.int64)]
         for start in range(0, n_cells, PIECE):
             own = types[start : start + PIECE]
-            found = rng.random((len(own), N_GENES), dtype=np.float32) < probabilities[own]
+            found = rng.random((len(own), n_genes), dtype=np.float32) < probabilities[own]
             found[:, 0] = True  # no cell is empty
             rows, columns = np.nonzero(found)
             first = int(ends[-1][-1])
@@ -64,7 +64,7 @@ def simulate(n_cells: int, folder: Path) -> dict[str, Any]:
             ends.append(first + np.cumsum(found.sum(1)))
         narrow = ends[-1][-1] <= np.iinfo(np.int32).max  # as SciPy would have it
         group["indptr"] = np.concatenate(ends).astype(np.int32 if narrow else np.int64)
-        return {"non_zero": float(ends[-1][-1] / (n_cells * N_GENES))}
+        return {"non_zero": float(ends[-1][-1] / (n_cells * n_genes))}
 
 
 def shuffle(folder: Path) -> dict[str, Any]:

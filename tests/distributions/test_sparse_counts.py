@@ -8,8 +8,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyrovi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial, sparse_counts
-from pyrovi.distributions.log_pmf import log_nb_positive, log_zinb_positive
+from pyrovi.distributions import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    sparse_counts,
+)
+from pyrovi.distributions.log_pmf import log_nb_positive, log_poisson, log_zinb_positive
 
 Arguments = list[Tensor]
 
@@ -29,7 +34,10 @@ def arguments(
     return [torch.as_tensor(v, dtype=dtype) for v in values]
 
 
-def plain(x: Tensor, mu: Tensor, theta: Tensor, *zi: Tensor) -> Tensor:
+def plain(x: Tensor, mu: Tensor, *more: Tensor) -> Tensor:
+    if not more:
+        return log_poisson(x, mu)
+    theta, *zi = more
     return log_zinb_positive(x, mu, theta, *zi) if zi else log_nb_positive(x, mu, theta)
 
 
@@ -46,7 +54,7 @@ def gradients(function: object, x: Tensor, *parameters: Tensor) -> Arguments:
 def test_values_and_gradients_over_the_whole_range(shared: bool, inflated: bool) -> None:
     given = arguments(shared=shared, inflated=inflated)
     assert sparse_counts.applies(*given)
-    for found, wanted in zip(gradients(sparse_counts.log_nb, *given), gradients(plain, *given),
+    for found, wanted in zip(gradients(sparse_counts.log_mass, *given), gradients(plain, *given),
                              strict=True):  # fmt: skip
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
 
@@ -55,7 +63,7 @@ def test_values_and_gradients_over_the_whole_range(shared: bool, inflated: bool)
 def test_single_precision_is_as_good_as_that_of_the_formula(inflated: bool) -> None:
     exact = gradients(plain, *arguments(inflated=inflated))
     given = arguments(torch.float32, inflated=inflated)
-    ours, theirs = gradients(sparse_counts.log_nb, *given), gradients(plain, *given)
+    ours, theirs = gradients(sparse_counts.log_mass, *given), gradients(plain, *given)
     for wanted, a, b in zip(exact, ours, theirs, strict=True):
         scale = wanted.abs().clamp_min(1)
         error, theirs_error = ((f.double() - wanted).abs() / scale for f in (a, b))
@@ -66,7 +74,7 @@ def test_single_precision_is_as_good_as_that_of_the_formula(inflated: bool) -> N
 def test_log_mass_is_that_of_scipy() -> None:
     x, mu, theta = arguments(inflated=False)
     wanted = stats.nbinom.logpmf(x.numpy(), theta.numpy(), 1 / (1 + (mu / theta).numpy()))
-    found = sparse_counts.log_nb(x, mu, theta).numpy()
+    found = sparse_counts.log_mass(x, mu, theta).numpy()
     usual = np.isfinite(wanted) & (theta.numpy() < 100) & (theta.numpy() > 1e-2)
     np.testing.assert_allclose(found[usual], wanted[usual], rtol=1e-7, atol=1e-8)
 
@@ -77,13 +85,26 @@ def test_means_of_zero_and_broken_counts() -> None:
     x[:20] = 0.0
     x[100:] += 0.5 * (x[100:] > 0)  # no count: the table of whole numbers is no use
     for given in ((x, mu, theta), (x, mu, theta, zi)):
-        found, wanted = sparse_counts.log_nb(*given), plain(*given)
+        found, wanted = sparse_counts.log_mass(*given), plain(*given)
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
     assert torch.isneginf(found[20:50][x[20:50] > 0]).all()
     inside = [x[:20].repeat(20, 1), mu[:20].repeat(20, 1), theta, zi[:20].repeat(20, 1)]
-    for a, b in zip(gradients(sparse_counts.log_nb, *inside), gradients(plain, *inside),
+    for a, b in zip(gradients(sparse_counts.log_mass, *inside), gradients(plain, *inside),
                     strict=True):  # fmt: skip
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_poisson_distributions() -> None:
+    x, mu, *_ = arguments()
+    assert sparse_counts.applies(x, mu)
+    for found, wanted in zip(gradients(sparse_counts.log_mass, x, mu), gradients(plain, x, mu),
+                             strict=True):  # fmt: skip
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    wanted = stats.poisson.logpmf(x.numpy(), mu.numpy())
+    np.testing.assert_allclose(Poisson(mu).log_prob(x), wanted, rtol=1e-9, atol=1e-9)
+    many = torch.func.vmap(lambda rate: Poisson(rate, validate_args=False).log_prob(x))
+    drawn = many(torch.stack([mu, 2 * mu]))
+    np.testing.assert_allclose(drawn[1], stats.poisson.logpmf(x, 2 * mu), rtol=1e-9, atol=1e-9)
 
 
 def test_general_weights_and_gradients_of_gradients() -> None:
@@ -91,7 +112,7 @@ def test_general_weights_and_gradients_of_gradients() -> None:
     x, mu, theta = x.clamp(max=50), mu.clamp(1e-2, 1e2), theta.clamp(1e-1, 1e2)
     weights = torch.randn_like(mu)
     second = []
-    for function in (sparse_counts.log_nb, plain):
+    for function in (sparse_counts.log_mass, plain):
         leaves = [p.clone().requires_grad_() for p in (mu, theta, zi)]
         value = (function(x, *leaves) * weights).sum()
         first = torch.autograd.grad(value, leaves, create_graph=True)
@@ -104,12 +125,12 @@ def test_general_weights_and_gradients_of_gradients() -> None:
 def test_only_what_is_asked_for_gets_a_gradient() -> None:
     x, mu, theta, zi = arguments()
     theta.requires_grad_()
-    value = sparse_counts.log_nb(x, mu, theta, zi)
+    value = sparse_counts.log_mass(x, mu, theta, zi)
     value.sum().backward()
     assert theta.grad is not None
     assert mu.grad is None
     with torch.no_grad():
-        torch.testing.assert_close(sparse_counts.log_nb(x, mu, theta, zi), value.detach())
+        torch.testing.assert_close(sparse_counts.log_mass(x, mu, theta, zi), value.detach())
 
 
 def test_where_it_does_not_apply() -> None:
@@ -127,7 +148,7 @@ def test_where_it_does_not_apply() -> None:
 
     gradient = torch.func.vmap(torch.func.grad(traced))(torch.stack([mu, mu]))
     assert seen == [False]
-    wanted = gradients(sparse_counts.log_nb, x, mu, theta)
+    wanted = gradients(sparse_counts.log_mass, x, mu, theta)
     torch.testing.assert_close(gradient[0], wanted[1] / torch.linspace(0.5, 2, len(x))[:, None])
 
 
@@ -168,10 +189,10 @@ def test_distributions_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spy(*given: Tensor) -> Tensor:
         called.append(len(given))
-        return log_nb(*given)
+        return log_mass(*given)
 
-    log_nb = sparse_counts.log_nb
-    monkeypatch.setattr(sparse_counts, "log_nb", spy)
+    log_mass = sparse_counts.log_mass
+    monkeypatch.setattr(sparse_counts, "log_mass", spy)
     found = NegativeBinomial(mu=mu, theta=theta).to_event(1).log_prob(x)
     torch.testing.assert_close(found, plain(x, mu, theta).sum(-1), rtol=1e-7, atol=1e-7)
     found = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi).log_prob(x)

@@ -63,7 +63,10 @@ class Poisson(CompactDistribution):
         return self.rate
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        return log_poisson(value, self._parameters["rate"])
+        rate = self._parameters["rate"]
+        if sparse_counts.applies(value, rate):
+            return sparse_counts.log_mass(value, rate)
+        return log_poisson(value, rate)
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return torch.poisson(self._parameters["rate"].expand(shape))
@@ -218,7 +221,7 @@ class NegativeBinomial(CompactDistribution):
             return log_nb_logits(value, stored["total_count"], stored["logits"])
         mu, theta = self._mu(), self._theta()
         if sparse_counts.applies(value, mu, theta):
-            return sparse_counts.log_nb(value, mu, theta)
+            return sparse_counts.log_mass(value, mu, theta)
         return log_nb_positive(value, mu, theta)
 
     def _sample(self, shape: torch.Size) -> Tensor:

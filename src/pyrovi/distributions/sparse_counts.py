@@ -1,7 +1,8 @@
 r"""Log masses of counts that are mostly zero, with gradients by hand, in plain torch operations.
 
-For a count of zero the negative binomial needs one logarithm and no gamma function; what a count
-above zero adds is computed where there is one. With :math:`r = \mu / \theta`,
+For a count of zero the negative binomial needs one logarithm and no gamma function, the Poisson
+distribution nothing at all; what a count above zero adds is computed where there is one. With
+:math:`r = \mu / \theta`,
 
 .. math::
     \log p(x) = -\theta \log(1 + r)
@@ -23,7 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovi.distributions.log_pmf import log1pexp, log_nb_positive, log_zinb_positive
+from pyrovi.distributions.log_pmf import (
+    log1pexp,
+    log_nb_positive,
+    log_poisson,
+    log_zinb_positive,
+)
 
 SMALLEST = 2**14
 """Number of values from which the sparse form is faster than the plain one."""
@@ -34,17 +40,19 @@ _BLOCK = 2**16
 _TABLE = 8
 """Counts up to this one take their sums of logarithms from a table with a row per count."""
 
-_UNLIKELY = math.log(0.1)
-"""Zeros less likely than this are computed by the formula that keeps its digits there."""
+_UNLIKELY = math.log(1e-15)
+"""Log mass of an inflated zero below which sums of probabilities may underflow."""
 
 
-def applies(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None = None) -> bool:
-    """Whether :func:`log_nb` takes these arguments, and is the faster way.
+def applies(
+    x: Tensor, mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None = None
+) -> bool:
+    """Whether :func:`log_mass` takes these arguments, and is the faster way.
 
     Parameters
     ----------
     x, mu, theta, zi_logits
-        As in :func:`~pyrovi.distributions.log_pmf.log_zinb_positive`.
+        As in :func:`log_mass`.
     """
     tensors = [t for t in (x, mu, theta, zi_logits) if t is not None]
     return (
@@ -55,11 +63,16 @@ def applies(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None = Non
         and mu.dim() > 0
         and x.shape == mu.shape
         and (zi_logits is None or zi_logits.shape == mu.shape)
-        and (theta.shape == mu.shape or theta.numel() == mu.shape[-1] == theta.shape[-1])
+        and (theta is None or theta.shape == mu.shape or _is_row(theta, mu))
         and not x.requires_grad
         and _is_eager()
         and (not _transforms() or _only_vectorised())
     )
+
+
+def _is_row(theta: Tensor, mu: Tensor) -> bool:
+    """Whether all observations share the inverse dispersions of the variables."""
+    return theta.dim() > 0 and theta.numel() == mu.shape[-1] == theta.shape[-1]
 
 
 def _is_eager() -> bool:
@@ -83,30 +96,49 @@ def _only_vectorised() -> bool:
     return not torch.is_grad_enabled() and all(level.key() == vmap for level in _transforms())
 
 
-def log_nb(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None = None) -> Tensor:
-    """Log mass of the negative binomial, zero-inflated where ``zi_logits`` are given.
+def log_mass(
+    x: Tensor, mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None = None
+) -> Tensor:
+    """Log mass of counts with given means.
 
     Parameters
     ----------
-    x, mu, theta, zi_logits
-        As in :func:`~pyrovi.distributions.log_pmf.log_zinb_positive`, of arguments to which this
-        module :func:`applies`.
+    x
+        Counts.
+    mu
+        Means (of the distribution without extra zeros).
+    theta
+        Inverse dispersions of negative binomials, of the shape of ``mu`` or one for each variable;
+        ``None``: Poisson distributions.
+    zi_logits
+        Log-odds of an extra zero; ``None``: none.
     """
-    parameters = [p for p in (mu, theta, zi_logits) if p is not None]
-    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-        value: Tensor = _LogNB.apply(x, mu, theta, zi_logits)  # type: ignore[no-untyped-call]
-        return value
-    if _transforms():
-        values: Tensor = _DrawsOfLogNB.apply(x, mu, theta, zi_logits)  # type: ignore[no-untyped-call]
-        return values
-    return _evaluate(x, mu, theta, zi_logits, gradients=False)[0]
+    given = x, mu, theta, zi_logits
+    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
+        value: Tensor = _LogMass.apply(*given)  # type: ignore[no-untyped-call]
+    elif _transforms():
+        value = _DrawsOfLogMass.apply(*given)  # type: ignore[no-untyped-call]
+    else:
+        value = _evaluate(*given, gradients=False)[0]
+    return value
 
 
-class _DrawsOfLogNB(torch.autograd.Function):
+def _plain(
+    x: Tensor, mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None = None
+) -> Tensor:
+    """The formulas of :mod:`pyrovi.distributions.log_pmf`."""
+    if theta is None:
+        return log_poisson(x, mu)
+    if zi_logits is None:
+        return log_nb_positive(x, mu, theta)
+    return log_zinb_positive(x, mu, theta, zi_logits)
+
+
+class _DrawsOfLogMass(torch.autograd.Function):
     """Values of many draws: further leading dimensions, but for those of a shared ``theta``."""
 
     @staticmethod
-    def forward(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None) -> Tensor:
+    def forward(x: Tensor, mu: Tensor, theta: Tensor | None, zi_logits: Tensor | None) -> Tensor:
         return _evaluate(x, mu, theta, zi_logits, gradients=False)[0]
 
     @staticmethod
@@ -115,70 +147,69 @@ class _DrawsOfLogNB(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        x: Tensor,
-        mu: Tensor,
-        theta: Tensor,
-        zi_logits: Tensor | None,
+        info: Any, in_dims: tuple[int | None, ...], *given: Tensor | None
     ) -> tuple[Tensor, int]:
-        parts = [x, mu, theta, *([] if zi_logits is None else [zi_logits])]
         moved = [
-            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
-            for part, dim in zip(parts, in_dims, strict=False)
+            _first(part, dim, info.batch_size) for part, dim in zip(given, in_dims, strict=True)
         ]
-        if in_dims[2] is None and theta.numel() == theta.shape[-1]:
-            moved[2] = theta
-        elif moved[2].shape != moved[1].shape:  # a row for each draw
-            return torch.stack([log_nb(*draw) for draw in zip(*moved, strict=True)]), 0
-        return log_nb(*moved), 0
+        x, mu, theta, zi_logits = moved
+        assert x is not None
+        assert mu is not None
+        if theta is None or (in_dims[2] is not None and theta.shape == mu.shape):
+            return log_mass(x, mu, theta, zi_logits), 0
+        if in_dims[2] is None:  # all draws share it, or have copies of each value
+            own = given[2]
+            assert own is not None
+            shared = own.numel() == own.shape[-1]
+            return log_mass(x, mu, own if shared else theta, zi_logits), 0
+        zi = [None] * len(x) if zi_logits is None else zi_logits
+        return torch.stack([log_mass(*draw) for draw in zip(x, mu, theta, zi, strict=True)]), 0
 
 
-class _LogNB(torch.autograd.Function):
+def _first(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """Draws along the first axis."""
+    if tensor is None:
+        return None
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+class _LogMass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, mu: Tensor, theta: Tensor | None, zi_logits: Tensor | None
+    ) -> Tensor:
         value, *derivatives = _evaluate(x, mu, theta, zi_logits, gradients=True)
         ctx.save_for_backward(x, mu, theta, zi_logits, *derivatives)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, mu, theta, zi_logits, *derivatives = ctx.saved_tensors
+        x, *parameters = ctx.saved_tensors[:4]
         if torch.is_grad_enabled():  # somebody wants gradients of this gradient
-            return _plain_backward(x, mu, theta, zi_logits, upstream, ctx.needs_input_grad)
-        by_mu, by_theta, *by_zi = derivatives
-        _, want_mu, want_theta, want_zi = ctx.needs_input_grad
-        return (
-            None,
-            upstream * by_mu if want_mu else None,
-            _summed(upstream, by_theta, theta) if want_theta else None,
-            upstream * by_zi[0] if want_zi else None,
+            return _plain_backward(x, parameters, upstream, ctx.needs_input_grad)
+        derivatives = iter(ctx.saved_tensors[4:])
+        found = [None if p is None else (p, next(derivatives)) for p in parameters]
+        wanted = zip(found, ctx.needs_input_grad[1:], strict=True)
+        return None, *(
+            _product(upstream, *pair) if pair and want else None for pair, want in wanted
         )
 
 
-def _summed(upstream: Tensor, derivative: Tensor, theta: Tensor) -> Tensor:
-    """Product, summed over the values that share an inverse dispersion."""
-    if theta.shape == derivative.shape:
+def _product(upstream: Tensor, parameter: Tensor, derivative: Tensor) -> Tensor:
+    """Product, summed over the values that share a parameter."""
+    if parameter.shape == derivative.shape:
         return upstream * derivative
     rows = derivative.reshape(-1, derivative.shape[-1])
     if upstream.stride(-1) == 0:  # the same for all variables, as a sum over them makes it
-        return (upstream[..., 0].reshape(-1) @ rows).view(theta.shape)
-    return (upstream.reshape(rows.shape) * rows).sum(0).view(theta.shape)
+        return (upstream[..., 0].reshape(-1) @ rows).view(parameter.shape)
+    return (upstream.reshape(rows.shape) * rows).sum(0).view(parameter.shape)
 
 
 def _plain_backward(
-    x: Tensor,
-    mu: Tensor,
-    theta: Tensor,
-    zi_logits: Tensor | None,
-    upstream: Tensor,
-    wanted: tuple[bool, ...],
+    x: Tensor, parameters: list[Tensor | None], upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    if zi_logits is None:
-        value = log_nb_positive(x, mu, theta)
-    else:
-        value = log_zinb_positive(x, mu, theta, zi_logits)
-    given = (x, mu, theta, zi_logits)
+    value = _plain(x, *parameters)  # type: ignore[arg-type]
+    given = (x, *parameters)
     inputs = [t for t, want in zip(given, wanted, strict=True) if want and t is not None]
     found = iter(torch.autograd.grad(value, inputs, upstream, create_graph=True))
     return tuple(next(found) if want else None for want in wanted)
@@ -186,19 +217,32 @@ def _plain_backward(
 
 @torch.no_grad()
 def _evaluate(
-    x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None, *, gradients: bool
+    x: Tensor,
+    mu: Tensor,
+    theta: Tensor | None,
+    zi_logits: Tensor | None,
+    *,
+    gradients: bool,
 ) -> list[Tensor]:
-    """Values and, if wanted, derivatives by mu, theta and zi_logits; of the shape of the means."""
+    """Values and, if wanted, derivatives by the parameters given; of the shape of the means."""
     shape, columns = mu.shape, mu.shape[-1]
-    shared = theta.shape != shape
-    x, mu, theta = (t.reshape(-1, columns) for t in (x, mu, theta))
+    parameters = [p for p in (mu, theta, zi_logits) if p is not None]
+    out = [
+        torch.empty_like(mu.reshape(-1, columns)) for _ in range(1 + gradients * len(parameters))
+    ]
+    x, mu = x.reshape(-1, columns), mu.reshape(-1, columns)
+    theta = None if theta is None else theta.reshape(-1, columns)
     zi = None if zi_logits is None else zi_logits.reshape(-1, columns)
-    size = 1 if not gradients else 3 if zi is None else 4
-    out = [torch.empty(mu.shape, dtype=mu.dtype) for _ in range(size)]
     rows = max(1, _BLOCK // columns)
     for start in range(0, len(mu), rows):
         block = slice(start, start + rows)
-        dispersion, parts = theta if shared else theta[block], [o[block] for o in out]
+        parts = [o[block] for o in out]
+        if theta is None:
+            torch.neg(mu[block], out=parts[0])
+            for derivative in parts[1:]:
+                derivative.fill_(-1)
+            continue
+        dispersion = theta if len(theta) == 1 else theta[block]
         if zi is None:
             _zeros(mu[block], dispersion, parts)
         else:
@@ -209,71 +253,118 @@ def _evaluate(
 
 def _zeros(mu: Tensor, theta: Tensor, out: list[Tensor]) -> None:
     r"""Of a count of zero, for which :math:`\log p = -\theta \log(1 + r)`."""
-    r = mu / theta
-    t = torch.log1p(r)
-    torch.mul(t, theta, out=out[0]).neg_()
+    t = torch.div(mu, theta).log1p_()
+    minus_theta = -theta
+    torch.mul(t, minus_theta, out=out[0])
     if len(out) > 1:
-        g = r.add_(1).reciprocal_()
-        torch.neg(g, out=out[1])
-        torch.add(t, g, out=out[2]).neg_().add_(1)
+        minus_g = torch.div(minus_theta, mu + theta, out=out[1])
+        torch.sub(minus_g, t, out=out[2]).add_(1)
 
 
 def _inflated_zeros(mu: Tensor, theta: Tensor, zi_logits: Tensor, out: list[Tensor]) -> None:
-    r"""Of a count of zero, whose probability is :math:`1 + y`, :math:`y = (1-\pi)(e^{nb} - 1)`."""
-    r = mu / theta
-    t = torch.log1p(r)
-    rest = torch.mul(t, theta).neg_().expm1_()
-    kept = torch.neg(zi_logits).sigmoid_()  # 1 - pi
-    y = rest * kept
-    torch.log1p(y, out=out[0])
+    r"""Of a count of zero, for which :math:`p = \pi + (1 - \pi) (1 + r)^{-\theta}`."""
+    t = torch.div(mu, theta).log1p_()
+    minus_theta = -theta
+    inflation = torch.sigmoid(zi_logits)
+    mass = torch.mul(t, minus_theta).exp_()
+    mass = torch.lerp(mass, mass.new_ones(()), inflation)
+    torch.log(mass, out=out[0])
     if len(out) > 1:
-        inverse = (1 + y).reciprocal_()
-        weight = rest.add_(1).mul_(kept).mul_(inverse)  # of the negative binomial, given a zero
-        g = r.add_(1).reciprocal_()
-        torch.mul(weight, g, out=out[1]).neg_()
-        torch.add(t, g, out=out[2]).neg_().add_(1).mul_(weight)
-        torch.sub(kept, 1, out=out[3]).mul_(y).mul_(inverse)
+        extra = mass.reciprocal_().mul_(inflation)  # probability that it is an extra zero
+        torch.sub(extra, inflation, out=out[3])
+        weight = extra.neg_().add_(1)
+        minus_g = torch.div(minus_theta, mu + theta)
+        torch.mul(weight, minus_g, out=out[1])
+        torch.sub(minus_g, t, out=out[2]).add_(1).mul_(weight)
 
 
-def _counts(x: Tensor, mu: Tensor, theta: Tensor, zi: Tensor | None, out: list[Tensor]) -> None:
-    """Put in place what is not a count of zero, or an unlikely one."""
-    chosen = x != 0
-    if zi is not None:
-        chosen |= out[0] < _UNLIKELY
-    index = torch.from_numpy(np.flatnonzero(chosen.numpy()))  # many times faster than torch's own
+def _counts(
+    x: Tensor, mu: Tensor, theta: Tensor | None, zi: Tensor | None, out: list[Tensor]
+) -> None:
+    """Put in place what is not a count of zero, or too unlikely a zero for the product form."""
+    counted = x.numpy() != 0  # NumPy finds positions many times faster than torch
+    gradients = len(out) > 1
+    if zi is not None and theta is not None and out[0].min() < _UNLIKELY:
+        index = _where(~counted & (out[0] < _UNLIKELY).numpy())
+        own = (theta.expand(mu.shape) if len(theta) == 1 else theta).reshape(-1)
+        mean, own, logits = _chosen(index, mu, own, zi)
+        _put(out, index, _unlikely_zeros(mean, own, logits, gradients))
+    index = _where(counted)
     if len(index) == 0:
         return
-    count, mean = x.reshape(-1).index_select(0, index), mu.reshape(-1).index_select(0, index)
-    if theta.shape == mu.shape:
-        own = theta.reshape(-1).index_select(0, index)
-        log_gamma, digamma = _gamma_terms(count, own)
+    count, mean = _chosen(index, x, mu)
+    if theta is None:
+        parts = _poisson(count, mean, gradients)
     else:
-        column = index % mu.shape[1]
-        own = theta[0].index_select(0, column)
-        log_gamma, digamma = _tabled_gamma_terms(count, theta[0], own, column)
-    total, t = mean + own, torch.log1p(mean / own)
-    parts = [log_gamma - own * t + torch.xlogy(count, mean / total)]
-    if len(out) > 1:
-        g = own / total
-        ratio = count / (mean + (count == 0))
-        parts += [g * (ratio - 1), 1 - g - t + digamma - count / total]
+        parts = _negative_binomial(count, mean, theta, index, gradients)
     if zi is not None:
-        _inflate(count, zi.reshape(-1).index_select(0, index), parts)
+        (logits,) = _chosen(index, zi)
+        parts[0] -= log1pexp(logits)
+        if gradients:
+            parts.append(logits.sigmoid_().neg_())
+    _put(out, index, parts)
+
+
+def _where(chosen: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(chosen))
+
+
+def _chosen(index: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.reshape(-1).index_select(0, index) for tensor in tensors]
+
+
+def _put(out: list[Tensor], index: Tensor, parts: list[Tensor]) -> None:
     for where, values in zip(out, parts, strict=True):
         where.view(-1).scatter_(0, index, values)
 
 
-def _inflate(count: Tensor, zi_logits: Tensor, parts: list[Tensor]) -> None:
-    """Mix values and derivatives of negative binomials with an extra zero."""
-    empty, log_mass = count == 0, parts[0]
-    parts[0] = torch.where(empty, torch.logaddexp(zi_logits, log_mass), log_mass)
-    parts[0] -= log1pexp(zi_logits)
-    if len(parts) > 1:
-        weight = torch.sigmoid(log_mass - zi_logits).masked_fill_(~empty, 1)
-        parts[1] *= weight
-        parts[2] *= weight
-        extra = torch.sigmoid(zi_logits - log_mass).masked_fill_(~empty, 0)
-        parts.append(extra - torch.sigmoid(zi_logits))
+def _poisson(count: Tensor, mean: Tensor, gradients: bool) -> list[Tensor]:
+    value = count * mean.log() - mean - torch.lgamma(count + 1)
+    return [value, count / mean - 1] if gradients else [value]
+
+
+def _negative_binomial(
+    count: Tensor, mean: Tensor, theta: Tensor, index: Tensor, gradients: bool
+) -> list[Tensor]:
+    if len(theta) > 1:
+        (own,) = _chosen(index, theta)
+        log_gamma, digamma = _gamma_terms(count, own)
+    else:
+        column = _columns(index, theta.shape[1])
+        (own,) = _chosen(column, theta)
+        log_gamma, digamma = _tabled_gamma_terms(count, theta[0], own, column)
+    t = torch.div(mean, own).log1p_()
+    shrunk = torch.add(mean, own).reciprocal_()
+    value = log_gamma.sub_(own * t).add_(torch.mul(mean, shrunk).log_().mul_(count))
+    if not gradients:
+        return [value]
+    g = own.mul_(shrunk)
+    by_theta = digamma.sub_(g).sub_(t).sub_(shrunk.mul_(count)).add_(1)
+    by_mu = torch.div(count, mean).sub_(1).mul_(g)
+    return [value, by_mu, by_theta]
+
+
+def _unlikely_zeros(
+    mean: Tensor, theta: Tensor, zi_logits: Tensor, gradients: bool
+) -> list[Tensor]:
+    """Counts of zero of which neither part may underflow."""
+    t = torch.log1p(mean / theta)
+    log_mass = -theta * t
+    value = torch.logaddexp(zi_logits, log_mass) - log1pexp(zi_logits)
+    if not gradients:
+        return [value]
+    g = theta / (mean + theta)
+    weight = torch.sigmoid(log_mass - zi_logits)
+    by_zi = torch.sigmoid(zi_logits - log_mass) - torch.sigmoid(zi_logits)
+    return [value, -g * weight, (1 - t - g) * weight, by_zi]
+
+
+def _columns(index: Tensor, columns: int) -> Tensor:
+    """Columns of sorted positions in a matrix, without a division for each."""
+    positions = index.numpy()
+    firsts = np.arange(0, positions[-1] + 1, columns)
+    counts = np.diff(np.append(np.searchsorted(positions, firsts), len(positions)))
+    return torch.from_numpy(positions - np.repeat(firsts, counts))
 
 
 def _gamma_terms(count: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,14 +382,14 @@ def _tabled_gamma_terms(
     steps = numbers[:-1] + theta
     first = theta.new_zeros(1, len(theta))
     logs = torch.cat([first, steps.log().cumsum_(0)]).sub_(torch.lgamma(numbers + 1))
-    inverses = torch.cat([first, steps.reciprocal().cumsum_(0)])
-    row = count.clamp(max=_TABLE).long()
-    position = row * len(theta) + column
+    inverses = torch.cat([first, steps.reciprocal_().cumsum_(0)])
+    row = count.clamp(max=_TABLE)
+    position = row.long().mul_(len(theta)).add_(column)
     log_gamma = logs.view(-1).index_select(0, position)
     digamma = inverses.view(-1).index_select(0, position)
-    large = torch.from_numpy(np.flatnonzero((row != count).numpy()))
+    large = _where((row.trunc() != count).numpy())
     if len(large):
-        exact = _gamma_terms(count[large], own[large])
+        exact = _gamma_terms(count.index_select(0, large), own.index_select(0, large))
         log_gamma.scatter_(0, large, exact[0])
         digamma.scatter_(0, large, exact[1])
     return log_gamma, digamma

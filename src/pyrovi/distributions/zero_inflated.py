@@ -92,7 +92,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         if "logits" not in self._parameters:
             mu, theta = self._mu(), self._theta()
             if sparse_counts.applies(value, mu, theta, zi_logits):
-                return sparse_counts.log_nb(value, mu, theta, zi_logits)
+                return sparse_counts.log_mass(value, mu, theta, zi_logits)
         return add_zero_inflation(value, super()._log_prob(value), zi_logits)
 
     def _sample(self, shape: torch.Size) -> Tensor:
