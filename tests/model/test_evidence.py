@@ -11,6 +11,9 @@ from pyro.infer.autoguide import AutoNormal
 from scipy import stats
 from tests.module.stories import Factors, Hierarchy, Mean, Pair, given
 
+from pyrovi.data.synthetic import synthetic_iid
+from pyrovi.distributions import sparse_counts
+from pyrovi.model import SCVI
 from pyrovi.module import obs_plate
 
 
@@ -161,3 +164,19 @@ def test_queries_leave_no_trace(column: np.ndarray) -> None:
     assert torch.equal(torch_state, torch.get_rng_state())
     np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_elbo_of_held_out_cells_is_the_same_without_the_sparse_kernels(
+    likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata = synthetic_iid(batch_size=100, n_genes=200, n_proteins=0, sparse_format="csr_matrix")
+    SCVI.setup_anndata(adata)
+    elbos = {}
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(sparse_counts, "applies", lambda *_: False)
+        model = SCVI(adata, n_hidden=16, gene_likelihood=likelihood)
+        model.train(3, train_size=0.5, batch_size=100, enable_progress_bar=False)
+        elbos[kernels] = model.get_elbo(indices=model.validation_indices, num_samples=5)
+    assert elbos[True] == pytest.approx(elbos[False], rel=1e-5)

@@ -483,3 +483,20 @@ def test_rows_are_refused_on_several_devices(monkeypatch):
     plan._trainer = type("Trainer", (), {"world_size": 2})()
     with pytest.raises(TrainingError, match="not data-parallel"):
         plan.setup("fit")
+
+
+def test_validation_is_for_the_first_epoch_of_all(monkeypatch):
+    seen = []
+    objective = SVITrainingPlan.objective
+
+    def spy(plan, *arguments):
+        seen.append(pyro.infer.util.is_validation_enabled())
+        return objective(plan, *arguments)
+
+    monkeypatch.setattr(SVITrainingPlan, "objective", spy)
+    model = toy(Mean)
+    before = pyro.infer.util.is_validation_enabled()
+    for epochs in (2, 1):
+        model.train(epochs, train_size=1.0, batch_size=24, **QUIET)
+    assert seen == [True, False, False]
+    assert pyro.infer.util.is_validation_enabled() == before

@@ -7,6 +7,7 @@ from typing import Any, Self, overload
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -75,8 +76,8 @@ class CompactDistribution(TorchDistribution):
         self._parameters = _as_tensors(name, parameters)
         shapes = {key: value.shape for key, value in self._parameters.items()}
         try:
-            batch_shape = torch.broadcast_shapes(*shapes.values())
-        except RuntimeError as error:
+            batch_shape = torch.Size(broadcast_shape(*shapes.values()))
+        except ValueError as error:
             listed = ", ".join(f"{key} {tuple(shape)}" for key, shape in shapes.items())
             raise ModelError(
                 f"{name}: the shapes of its parameters do not broadcast together: {listed}. "
@@ -139,7 +140,7 @@ class CompactDistribution(TorchDistribution):
         if not value.is_floating_point():
             value = value.to(next(iter(self._parameters.values())).dtype)
         result = self._log_prob(value)
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = torch.Size(broadcast_shape(value.shape, self.batch_shape))
         return result if result.shape == shape else result.expand(shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

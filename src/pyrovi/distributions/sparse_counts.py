@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovi._eager import is_eager, transforms
 from pyrovi.distributions.log_pmf import (
     log1pexp,
     log_nb_positive,
@@ -65,8 +66,8 @@ def applies(
         and (zi_logits is None or zi_logits.shape == mu.shape)
         and (theta is None or theta.shape == mu.shape or _is_row(theta, mu))
         and not x.requires_grad
-        and _is_eager()
-        and (not _transforms() or _only_vectorised())
+        and is_eager()
+        and (not transforms() or _only_vectorised())
     )
 
 
@@ -75,25 +76,10 @@ def _is_row(theta: Tensor, mu: Tensor) -> bool:
     return theta.dim() > 0 and theta.numel() == mu.shape[-1] == theta.shape[-1]
 
 
-def _is_eager() -> bool:
-    """Whether operations run as they are written: not traced or compiled."""
-    return not (
-        torch._C._is_tracing()
-        or torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def _transforms() -> list[Any]:
-    """The transforms of :mod:`torch.func` that are under way."""
-    return torch._C._functorch.get_interpreter_stack() or []
-
-
 def _only_vectorised() -> bool:
     """Whether they do no more than to take many draws, of values without gradients."""
     vmap = torch._C._functorch.TransformType.Vmap
-    return not torch.is_grad_enabled() and all(level.key() == vmap for level in _transforms())
+    return not torch.is_grad_enabled() and all(level.key() == vmap for level in transforms())
 
 
 def log_mass(
@@ -116,7 +102,7 @@ def log_mass(
     given = x, mu, theta, zi_logits
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
         value: Tensor = _LogMass.apply(*given)  # type: ignore[no-untyped-call]
-    elif _transforms():
+    elif transforms():
         value = _DrawsOfLogMass.apply(*given)  # type: ignore[no-untyped-call]
     else:
         value = _evaluate(*given, gradients=False)[0]

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pyrovi.errors import ModelError
 from pyrovi.nn.layers import FCLayer, FCLayers
+from pyrovi.nn.linear import Linear
 
 
 class CountParameters(NamedTuple):
@@ -96,10 +97,10 @@ class DecoderSCVI(nn.Module):
             inject_covariates=inject_covariates,
             **kwargs,
         )
-        self.scale_head = nn.Linear(n_hidden, n_output)
+        self.scale_head = Linear(n_hidden, n_output)
         # Only heads that are used exist: an unused parameter would stop data-parallel training.
-        self.r_head = nn.Linear(n_hidden, n_output) if cell_dispersion else None
-        self.dropout_head = nn.Linear(n_hidden, n_output) if zero_inflation else None
+        self.r_head = Linear(n_hidden, n_output) if cell_dispersion else None
+        self.dropout_head = Linear(n_hidden, n_output) if zero_inflation else None
 
     def forward(
         self, z: Tensor, library: Tensor, *cat_list: Tensor, cont: Tensor | None = None
@@ -249,8 +250,8 @@ class Decoder(nn.Module):
             n_hidden=n_hidden,
             **{"dropout_rate": 0.0, **kwargs},
         )
-        self.mean_head = nn.Linear(n_hidden, n_output)
-        self.variance_head = nn.Linear(n_hidden, n_output)
+        self.mean_head = Linear(n_hidden, n_output)
+        self.variance_head = Linear(n_hidden, n_output)
 
     def forward(
         self, z: Tensor, *cat_list: Tensor, cont: Tensor | None = None

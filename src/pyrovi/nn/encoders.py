@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrovi.errors import ModelError
 from pyrovi.nn.layers import FCLayers
+from pyrovi.nn.linear import Linear
 
 
 class Encoder(nn.Module):
@@ -78,8 +79,8 @@ class Encoder(nn.Module):
             dropout_rate=dropout_rate,
             **kwargs,
         )
-        self.mean_head = nn.Linear(n_hidden, n_output)
-        self.variance_head = nn.Linear(n_hidden, n_output)
+        self.mean_head = Linear(n_hidden, n_output)
+        self.variance_head = Linear(n_hidden, n_output)
 
     def forward(
         self, x: Tensor, *cat_list: Tensor, cont: Tensor | None = None
@@ -150,7 +151,7 @@ class Classifier(nn.Module):
                 dropout_rate=dropout_rate,
                 **kwargs,
             )
-        self.head = nn.Linear(n_hidden if n_layers > 0 else n_input, n_labels)
+        self.head = Linear(n_hidden if n_layers > 0 else n_input, n_labels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify ``x`` of shape ``(..., n_input)``; the result has shape ``(..., n_labels)``."""

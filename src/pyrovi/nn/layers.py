@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pyrovi.errors import ModelError
 from pyrovi.nn.covariates import code_columns
+from pyrovi.nn.linear import Linear, linear
 
 BATCH_NORM_MOMENTUM = 0.01
 BATCH_NORM_EPS = 0.001
@@ -76,10 +77,10 @@ class CovariateLinear(nn.Module):
         self.n_in = n_in
         self.n_cat_list = [n if n > 1 else 0 for n in n_cat_list or ()]
         self.n_cont = n_cont
-        linear = nn.Linear(n_in + sum(self.n_cat_list) + n_cont, n_out, bias=bias)
+        whole = Linear(n_in + sum(self.n_cat_list) + n_cont, n_out, bias=bias)
         # order of the columns: features, categories in the order of n_cat_list, continuous
-        self.weight = linear.weight
-        self.bias = linear.bias
+        self.weight = whole.weight
+        self.bias = whole.bias
 
     def forward(self, x: Tensor, *cat_list: Tensor, cont: Tensor | None = None) -> Tensor:
         """Apply the layer.
@@ -108,8 +109,8 @@ class CovariateLinear(nn.Module):
         """
         self._check(cat_list, cont)
         if sum(self.n_cat_list) + self.n_cont == 0:
-            return functional.linear(x, self.weight, self.bias)
-        result = functional.linear(x, self.weight[:, : self.n_in], self.bias)
+            return linear(x, self.weight, self.bias)
+        result = linear(x, self.weight[:, : self.n_in], self.bias)
         start = self.n_in
         for position, (n_cat, cat) in enumerate(zip(self.n_cat_list, cat_list, strict=True)):
             if n_cat == 0:

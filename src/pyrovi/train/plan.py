@@ -291,7 +291,7 @@ class SVITrainingPlan(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch's metrics and step the scheduler."""
-        pyro.enable_validation(False)  # structural mistakes show in the first epoch
+        pyro.enable_validation(False)  # mistakes show in the first epoch
         if self.means["train"].is_empty:  # resumed after the end of the epoch: it is closed already
             return
         self._record({f"{k}_train": v for k, v in self.means["train"].compute().items()})

@@ -91,6 +91,7 @@ class TrainRunner:
             raise TrainingError(f"There is no checkpoint {str(ckpt_path)!r} to resume from.")
         self.plan, self.data = plan, data
         self.ckpt_path = ckpt_path
+        self._is_first = state is None and ckpt_path is None
         before = state["epochs"] if state is not None and ckpt_path is None else 0
         try:
             self.trainer = Trainer(plan.history, max_epochs=before + max_epochs, **trainer_kwargs)
@@ -110,8 +111,9 @@ class TrainRunner:
         if self.trainer.strategy.root_device.type == "cuda":
             torch.cuda.init()  # so that the caller's state of the device is put by, too
         try:
-            # the plan validates in the first epoch only; the context restores the user's setting
-            with stream("train"), pyro.validation_enabled(), _own_interrupt_handler():
+            # validation is for the first epoch of all; the context restores the user's setting
+            validate = pyro.validation_enabled(self._is_first)
+            with stream("train"), validate, _own_interrupt_handler():
                 self.trainer.fit(
                     self.plan,
                     datamodule=self.data,

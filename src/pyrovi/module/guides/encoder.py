@@ -25,6 +25,7 @@ from pyrovi.module.guides.sites import LatentSite, Plates
 from pyrovi.module.plates import current_minibatch
 from pyrovi.nn.covariates import one_hot
 from pyrovi.nn.layers import FCLayers
+from pyrovi.nn.linear import Linear
 
 _SMALLEST_SCALE = 1e-5
 
@@ -121,12 +122,12 @@ class EncodedLocals(PyroModule):
             use_batch_norm=False,
         )
         start = torch.cat([site.initial.reshape(-1) for site in ordered])
-        self.loc_head: Any = nn.Linear(n_in + n_hidden, n_latent)
-        self.scale_head: Any = nn.Linear(n_in + n_hidden, n_latent)
+        self.loc_head: Any = Linear(n_in + n_hidden, n_latent)
+        self.scale_head: Any = Linear(n_in + n_hidden, n_latent)
         self.lower_heads: Any = nn.ModuleList()
         if covariance == "full":
             sizes = [check_local_size(group) for _, group in self.groups]
-            self.lower_heads.extend(nn.Linear(n_in + n_hidden, k * (k - 1) // 2) for k in sizes)
+            self.lower_heads.extend(Linear(n_in + n_hidden, k * (k - 1) // 2) for k in sizes)
         with torch.no_grad():
             self.loc_head.bias.copy_(start)
             self.scale_head.weight.zero_()
