@@ -299,7 +299,7 @@ def test_totals_of_a_story_pass_with_nuts() -> None:
     fields = {"X": pv.fields.layer(None), "library": pv.fields.total(None)}
     model = pv.from_pyro(scaled, counts_of(6), fields=fields)
     training = NUTS | {"num_samples": 100, "num_warmup": 100}
-    found = sbc(model, 30, train_kwargs=training, num_draws=19, num_workers=2, seed=1)
+    found = sbc(model, 20, train_kwargs=training, num_draws=19, num_workers=2, seed=1)
     assert found.passed, found.summary()
 
 

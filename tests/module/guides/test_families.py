@@ -84,7 +84,8 @@ def test_joint_families_find_the_covariance(
     X = data()
     mean, precision, evidence = exact(X)
     pair = pair_of(regression, X, guide)
-    fit(pair, X, steps=800, batch_size=batch_size, lr=0.03)
+    steps = 400 if guide == "flow" and batch_size is None else 800
+    fit(pair, X, steps=steps, batch_size=batch_size, lr=0.03)
     found = coordinates(draws(pair, X))
     covariance = np.linalg.inv(precision)
     sd = np.sqrt(np.diag(covariance))
