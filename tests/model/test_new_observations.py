@@ -132,3 +132,9 @@ def test_new_levels_need_a_plate_and_a_number_that_is_not_fixed() -> None:
             model.posterior_predictive(adata=new, new_levels=True)
     with pytest.raises(ModelError, match="adata="):
         model.posterior_predictive(new_levels=True)
+
+
+def test_more_draws_than_memory_holds_are_refused() -> None:
+    model = fitted_effects("amortized")
+    with pytest.raises(ModelError, match=r"10000000 draws of 'y' for 200 obs.*Ask for a summary"):
+        model.posterior_predictive(adata={"x": np.zeros(200)}, num_samples=10_000_000)

@@ -213,11 +213,30 @@ class PyroModel(BaseModelClass):
         plan = dict(options.get("plan_kwargs") or {})
         if plan and not any("kl" in name for name in plan):
             options = {**options, "plan_kwargs": NO_WARMUP | plan}
-        super().train(**self._training_defaults(max_epochs, options) | options)
+        defaults = self._training_defaults(max_epochs, options, *self._start(options))
+        super().train(**defaults | options)
         note_options(self, given, before)
 
+    def _start(self, options: Mapping[str, Any]) -> tuple[bool, float | None]:
+        """Start the guide near the posterior, unless training has to find out what to start on.
+
+        Returns
+        -------
+        tuple
+            Whether it can start there, and how rough gradients are there if it has been put there.
+        """
+        near = not is_fitted_by_svi(self) and can_start_near(self)
+        if not near or _SPLITS_OR_REPEATS & options.keys():
+            return near, None
+        check_possible(self)
+        return True, start_near_posterior(self)
+
     def _training_defaults(
-        self, max_epochs: int | None, options: Mapping[str, Any]
+        self,
+        max_epochs: int | None,
+        options: Mapping[str, Any],
+        near: bool,
+        roughness: float | None,
     ) -> dict[str, Any]:
         from pyrovi.train.converge import convergence_defaults, slow_and_steady
 
@@ -227,16 +246,11 @@ class PyroModel(BaseModelClass):
         amortised = isinstance(guide, StoryGuide) and guide.is_amortised
         if size == "default":
             size = None if n_obs <= FEW and not amortised else settings.batch_size
-        near = not is_fitted_by_svi(self) and can_start_near(self)
-        roughness = math.inf
-        at_once = near and not _SPLITS_OR_REPEATS & options.keys()
-        if at_once:
-            check_possible(self)
-            roughness = start_near_posterior(self)
-        defaults = convergence_defaults(self.module, n_obs, size, near=near, roughness=roughness)
+        rough = math.inf if roughness is None else roughness
+        defaults = convergence_defaults(self.module, n_obs, size, near=near, roughness=rough)
         if not defaults:
             defaults = slow_and_steady(self.module, n_obs, size, near=near)
-        if near and not at_once:
+        if near and roughness is None:
             defaults["start"] = "pathfinder"
         if not amortised:
             defaults["batch_size"] = size

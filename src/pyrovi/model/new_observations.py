@@ -17,21 +17,20 @@ import torch
 from torch import Tensor
 
 from pyrovi._rng import stream
-from pyrovi._settings import settings
 from pyrovi.data import AnnDataManager
 from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
 from pyrovi.model.draws import example_on_device, resolve_num_samples, warn_if_untrained
+from pyrovi.model.queries import check_size, run_labelled
 from pyrovi.model.setup import transferred_manager
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.ledger import Role, Site
 from pyrovi.module.story import StoryModule
-from pyrovi.posterior.engine import Intervention, run_query
+from pyrovi.posterior.engine import Intervention
 from pyrovi.posterior.globals import draw_globals
-from pyrovi.posterior.labels import label
-from pyrovi.posterior.reduce import ReduceSpec, Reduction
+from pyrovi.posterior.reduce import ReduceSpec
 from pyrovi.posterior.stories import model_trace, prior_story, values_of
 from pyrovi.posterior.vectorise import Story
 
@@ -85,15 +84,16 @@ def predict_new(
     sizes = _grown(model, manager)
     count = resolve_num_samples(model, num_samples)
     warn_if_untrained(model)
+    described = {name: model.sites[name] for name in names}
+    positions = resolve_indices(indices, manager.n_obs)
+    if reduce is None:
+        check_size(described, count, len(positions))
     module, example = model.module, example_on_device(model, manager)
     draws = draw_globals(module, example, count, seed)
-    positions = resolve_indices(indices, manager.n_obs)
 
     def loader(size: int) -> AnnDataLoader:
         return AnnDataLoader(manager, positions, batch_size=size, n_obs=model.n_obs_training)
 
-    described = {name: model.sites[name] for name in names}
-    reduction = Reduction(reduce)
     with _resized(module, sizes):
         axes = _growing_sites(model, example, draws, sizes)
         _refuse_grown(described, axes)
@@ -110,20 +110,10 @@ def predict_new(
             whole = {name: _filled(drawn[name], values[name]) for name in axes}
             return {**known, **whole}
 
-        arrays = run_query(
-            module,
-            loader,
-            make_story,
-            draws,
-            described,
-            n_obs=len(positions),
-            num_draws=count,
-            batch_size=batch_size or settings.batch_size,
-            reduction=reduction,
-            seed=seed,
-        )
-    leading = dict([reduction.leading]) if reduction.leading else {}
-    return label(arrays, described, model.coords(manager, positions), leading=leading)
+        return run_labelled(
+            model, manager, positions, loader, make_story, draws, described,
+            num_samples=count, reduce=reduce, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
 
 
 def _grown(model: BaseModelClass, manager: AnnDataManager) -> dict[str, int]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from pyrovi._settings import settings
+from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
 from pyrovi.model.draws import (
     example_on_device,
@@ -26,10 +31,12 @@ from pyrovi.posterior.engine import (
 from pyrovi.posterior.globals import draw_globals, reduce_globals
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.reduce import ReduceSpec, Reduction
+from pyrovi.posterior.vectorise import Story
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from pyrovi.data import AnnDataManager
     from pyrovi.model.base import BaseModelClass
 
 MAX_ELEMENTS = 2**30
@@ -262,13 +269,13 @@ def _query(
         }
     reduction = Reduction(reduce)
     if reduce is None:
-        _check_size(sites, num_samples, len(positions))
-    leading = dict([reduction.leading]) if reduction.leading else {}
+        check_size(sites, num_samples, len(positions))
     example = example_on_device(model, manager)
     if names and all(site.role is Role.GLOBAL for site in sites.values()):
         arrays = reduce_globals(
             model.module, example, names, num_samples, reduction, prior=prior, seed=seed
         )
+        leading = dict([reduction.leading]) if reduction.leading else {}
         return label(arrays, sites, model.coords(manager, positions), leading=leading)
     draws = draw_globals(model.module, example, num_samples, seed, prior=prior)
     if prior:
@@ -279,6 +286,44 @@ def _query(
         )
     if likelihood:
         make_story = lambda minibatch: likelihood_story(model.module, minibatch, names)  # noqa: E731
+    return run_labelled(
+        model, manager, positions, loader, make_story, draws, sites,
+        num_samples=num_samples, reduce=reduce, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def run_labelled(
+    model: BaseModelClass,
+    manager: AnnDataManager,
+    positions: NDArray[np.int64],
+    loader: Callable[[int], Any],
+    make_story: Callable[[Minibatch], Story],
+    draws: Mapping[str, Tensor],
+    sites: Mapping[str, Site],
+    *,
+    num_samples: int,
+    reduce: ReduceSpec,
+    batch_size: int | None,
+    seed: int | None,
+) -> xr.Dataset:
+    """Run a story for all minibatches and draws, and name the result.
+
+    Parameters
+    ----------
+    model, manager, positions
+        The model, and the data and observations that are asked for.
+    loader
+        Batch size -> loader of these observations.
+    make_story
+        Minibatch -> story.
+    draws
+        Draws of the globals, site -> ``(S, ...)``.
+    sites
+        What the story returns.
+    num_samples, reduce, batch_size, seed
+        As in :func:`sample_posterior`.
+    """
+    reduction = Reduction(reduce)
     arrays = run_query(
         model.module,
         loader,
@@ -291,10 +336,25 @@ def _query(
         reduction=reduction,
         seed=seed,
     )
+    leading = dict([reduction.leading]) if reduction.leading else {}
     return label(arrays, sites, model.coords(manager, positions), leading=leading)
 
 
-def _check_size(sites: Mapping[str, Site], num_samples: int, n: int) -> None:
+def check_size(sites: Mapping[str, Site], num_samples: int, n: int) -> None:
+    """Refuse draws that would not fit into memory.
+
+    Parameters
+    ----------
+    sites
+        What is asked for.
+    num_samples, n
+        Numbers of draws and of observations.
+
+    Raises
+    ------
+    ModelError
+        Naming the site, its size, and what to ask for instead.
+    """
     for name, site in sites.items():
         elements = num_samples * math.prod(n if s == OBS_PLATE else int(s) for s in site.shape)
         if elements > MAX_ELEMENTS:
