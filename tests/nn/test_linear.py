@@ -75,6 +75,11 @@ def test_where_it_does_not_apply() -> None:
     assert not module._applies(x[:5], weight)  # small
     assert not module._applies(x.double(), weight.double())
     assert not module._applies(x[None], weight)
+    strided = torch.arange(120.0)[::2]
+    assert not module._applies(x, weight, strided)
+    torch.testing.assert_close(linear(x, weight, strided), functional.linear(x, weight, strided))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(x[:, :-1], weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not module._applies(x, weight)
     draws = torch.func.vmap(lambda w: linear(x, w))(torch.stack([weight, 2 * weight]))

@@ -300,6 +300,7 @@ def _approximation(
         model,
         num_samples=min(num_samples, _CHEAP),
         num_inner=min(num_inner, _CHEAP),
+        fit=False,
         indices=positions,
         **options,
     )["log_likelihood"]

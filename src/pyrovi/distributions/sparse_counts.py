@@ -194,8 +194,9 @@ def _product(upstream: Tensor, parameter: Tensor, derivative: Tensor) -> Tensor:
 def _plain_backward(
     x: Tensor, parameters: list[Tensor | None], upstream: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    value = _plain(x, *parameters)  # type: ignore[arg-type]
-    given = (x, *parameters)
+    # aliases: parameters may depend on one another, and gradients are partial ones
+    given = (x, *(None if p is None else p.view_as(p) for p in parameters))
+    value = _plain(*given)  # type: ignore[arg-type]
     inputs = [t for t, want in zip(given, wanted, strict=True) if want and t is not None]
     found = iter(torch.autograd.grad(value, inputs, upstream, create_graph=True))
     return tuple(next(found) if want else None for want in wanted)
@@ -213,9 +214,8 @@ def _evaluate(
     """Values and, if wanted, derivatives by the parameters given; of the shape of the means."""
     shape, columns = mu.shape, mu.shape[-1]
     parameters = [p for p in (mu, theta, zi_logits) if p is not None]
-    out = [
-        torch.empty_like(mu.reshape(-1, columns)) for _ in range(1 + gradients * len(parameters))
-    ]
+    flat = mu.numel() // columns, columns
+    out = [torch.empty(flat, dtype=mu.dtype) for _ in range(1 + gradients * len(parameters))]
     x, mu = x.reshape(-1, columns), mu.reshape(-1, columns)
     theta = None if theta is None else theta.reshape(-1, columns)
     zi = None if zi_logits is None else zi_logits.reshape(-1, columns)

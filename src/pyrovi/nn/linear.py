@@ -45,16 +45,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     bias
         Shape ``(n_out,)``, or ``None``.
     """
-    if not _applies(x, weight):
+    if not _applies(x, weight, bias):
         return functional.linear(x, weight, bias)
     result: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return result
 
 
-def _applies(x: Tensor, weight: Tensor) -> bool:
+def _applies(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return bool(
         _AVAILABLE
-        and x.dim() == 2
+        and x.dim() == weight.dim() == 2
+        and x.shape[1] == weight.shape[1]
+        and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
+        and (bias is None or bias.dtype == x.dtype)
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and len(x) * weight.numel() >= _SMALLEST

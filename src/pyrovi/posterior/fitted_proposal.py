@@ -10,25 +10,28 @@ Lin 2017, "variational online Newton"),
           m \leftarrow m + \Lambda^{-1} E_q[\nabla_u \log p(x_n, u \mid g_s)], \quad
           L L^\top \leftarrow \Lambda^{-1}
 
-with the expected Hessian from gradients alone, by Stein's lemma. One step is exact where the log
-density is quadratic. Draws are a little wider than the fit, for its tails may be too thin.
+with the expected Hessian from gradients alone, by Stein's lemma; :math:`L` is any factor of the
+covariance. One step is exact where the log density is quadratic. Draws are a little wider than the
+fit, for its tails may be too thin.
 """
 
 from __future__ import annotations
 
 import math
 
+import pyro
 import torch
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.module.ledger import Role
+from pyrovi.module.ledger import Role, Site
 from pyrovi.module.local_proposal import WIDER
 from pyrovi.module.stored import StoredDraws
-from pyrovi.posterior.engine import bounded_batch_size
+from pyrovi.posterior.engine import bounded_batch_size, draws_at_once
 from pyrovi.posterior.local_space import LocalSpace, over_draws
-from pyrovi.posterior.refine import LocalNormal, matched_noise, refine
+from pyrovi.posterior.refine import LocalNormal, matched_noise
 from pyrovi.posterior.stories import guide_trace, latent_values
 from pyrovi.posterior.vectorise import map_draws
 
@@ -40,6 +43,7 @@ _START_DRAWS = 100
 _FIT_DRAWS = 16
 """Draws that the bound is optimised with; more if there are as many coordinates."""
 
+_FIRST_STEPS = 60
 _STEPS = 8
 _LONGEST = 5.0
 """Longest step of the mean: root mean square of its coordinates, in standard deviations."""
@@ -62,14 +66,25 @@ def can_fit(module: PyroBaseModule) -> bool:
     sites = [module.ledger[name] for name in module.ledger.names(Role.LOCAL)]
     return (
         not isinstance(module.posterior, StoredDraws)
-        and not any(site.support_varies or site.support.is_discrete for site in sites)
+        and all(_is_mappable(site) for site in sites)
         and _coordinates(module) <= MAX_COORDINATES
     )
 
 
+def _is_mappable(site: Site) -> bool:
+    """Whether a site has an unconstrained value of as many dimensions."""
+    if site.support_varies or getattr(site.support, "is_discrete", False):
+        return False
+    try:
+        transform = biject_to(site.support)
+    except NotImplementedError:
+        return False
+    return bool(transform.domain.event_dim == transform.codomain.event_dim)
+
+
 def fitted_batch_size(module: PyroBaseModule, num_samples: int, wanted: int) -> int:
     """Batch size that keeps what :class:`FittedProposal` computes within memory."""
-    dim = _coordinates(module)
+    dim = max(1, _coordinates(module))
     size = bounded_batch_size(module.ledger.values(), _COPIES * max(_FIT_DRAWS, 2 * dim), wanted)
     return max(1, min(size, _FACTOR_BUDGET // (num_samples * dim**2)))
 
@@ -106,12 +121,13 @@ class FittedProposal:
                 lambda _: {"u": space.flatten(self._guided(first))},
                 {},
                 max(_START_DRAWS, 2 * dim),
-                module=module,
+                draws_at_once(module, minibatch.n),
+                module,
             )
-        normal = LocalNormal(start["u"])
-        refine(space, normal, _FIT_DRAWS)
-        self._mean, self._factor = normal.moments()
-        self._noise = matched_noise(_FIT_DRAWS, self._mean)[:, 0]
+            self._mean, self._factor = LocalNormal(start["u"]).moments()
+            self._noise = matched_noise(_FIT_DRAWS, self._mean)[:, 0]
+            with pyro.validation_enabled(False):
+                self._mean, self._factor = self._newton(space, _FIRST_STEPS)
 
     @property
     def num_draws(self) -> int:
@@ -119,25 +135,34 @@ class FittedProposal:
         return len(self._noise)
 
     def given(self, globals_: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Story: mean ``(n, d)`` and Cholesky factor ``(n, d, d)`` given a draw of the globals."""
-        space, mean, factor = self._space(globals_), self._mean, self._factor
+        """Story: mean ``(n, d)`` and factor ``(n, d, d)`` of the covariance given the globals."""
+        mean, factor = self._newton(self._space(globals_), _STEPS)
+        return {MEAN: mean, FACTOR: factor}
+
+    def _newton(self, space: LocalSpace, steps: int) -> tuple[Tensor, Tensor]:
+        mean, factor = self._mean, self._factor
 
         def total(vectors: Tensor) -> Tensor:
             return over_draws(space, vectors).sum()
 
-        for _ in range(_STEPS):
+        for _ in range(steps):
             noisy = torch.einsum("nij,kj->kni", factor, self._noise)
             gradients = torch.func.grad(total)(mean + noisy)
             whitened = torch.einsum("nji,knj->kni", factor, gradients)
+            # where a density overflows the normal stays as it is
+            known = whitened.isfinite().all(0).all(-1)[:, None]
+            whitened = whitened.where(known, 0.0)
             precision = -torch.einsum("ki,knj->nij", self._noise, whitened) / len(self._noise)
             values, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
-            values = values.clamp(_FLATTEST, _SHARPEST)
+            values = values.where(known, 1.0).clamp_min(_FLATTEST)
             newton = torch.einsum("nji,knj->ni", vectors, whitened) / len(whitened) / values
             length = newton.square().mean(-1, keepdim=True).sqrt()
+            arrives = length <= _LONGEST  # else it must not shrink before it is there
             newton = newton * (_LONGEST / length.clamp_min(_LONGEST))
             mean = mean + torch.einsum("nij,njk,nk->ni", factor, vectors, newton)
-            factor = factor @ (vectors / values.sqrt()[:, None])
-        return {MEAN: mean, FACTOR: factor}
+            scale = values.clamp_max(_SHARPEST).where(arrives, values.clamp_max(1.0)).rsqrt()
+            factor = factor @ (vectors * scale[:, None])
+        return mean, factor
 
     def weight(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Story: log importance weights of draws of :meth:`given`, a little wider, ``(n,)``."""
