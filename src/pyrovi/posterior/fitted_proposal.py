@@ -43,8 +43,12 @@ _START_DRAWS = 100
 _FIT_DRAWS = 16
 """Draws that the bound is optimised with; more if there are as many coordinates."""
 
-_FIRST_STEPS = 60
 _STEPS = 8
+"""Newton steps given a draw of the globals."""
+
+_FIRST_ROUNDS = 8
+"""Most rounds of so many steps for the first draw, until means rest."""
+
 _LONGEST = 5.0
 """Longest step of the mean: root mean square of its coordinates, in standard deviations."""
 
@@ -127,7 +131,11 @@ class FittedProposal:
             self._mean, self._factor = LocalNormal(start["u"]).moments()
             self._noise = matched_noise(_FIT_DRAWS, self._mean)[:, 0]
             with pyro.validation_enabled(False):
-                self._mean, self._factor = self._newton(space, _FIRST_STEPS)
+                for _ in range(_FIRST_ROUNDS):
+                    before = self._mean
+                    self._mean, self._factor = self._newton(space, _STEPS)
+                    if bool(((self._mean - before).abs() <= self._close()).all()):
+                        break
 
     @property
     def num_draws(self) -> int:
@@ -138,6 +146,10 @@ class FittedProposal:
         """Story: mean ``(n, d)`` and factor ``(n, d, d)`` of the covariance given the globals."""
         mean, factor = self._newton(self._space(globals_), _STEPS)
         return {MEAN: mean, FACTOR: factor}
+
+    def _close(self) -> Tensor:
+        """A hundredth of the standard deviation of every coordinate."""
+        return 0.01 * self._factor.square().sum(-1).sqrt()
 
     def _newton(self, space: LocalSpace, steps: int) -> tuple[Tensor, Tensor]:
         mean, factor = self._mean, self._factor
