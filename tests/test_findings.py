@@ -143,7 +143,7 @@ def test_minibatches_find_the_mean_field_optimum(guide: Any, column: np.ndarray)
     y = column[:, 0]
     model = pv.from_pyro(means, {"y": y}, guide=guide)
     options = {"plan_kwargs": {"lr": 0.05, "lr_decay": 0.01}, "averaging": True, **QUIET}
-    model.train(150, batch_size=8, train_size=1.0, **options)
+    model.train(300, batch_size=8, train_size=1.0, **options)
     draws = model.sample_posterior(num_samples=2_000)
     mu = Hierarchy(column).loc.item()
     z = (mu / 1.0**2 + y / 0.5**2) / (1 + 4)
