@@ -16,7 +16,7 @@ from pyrovi.distributions._base import (
     ParameterLike,
     nonnegative,
 )
-from pyrovi.distributions.log_pmf import log_nb_logits, log_nb_positive, log_poisson
+from pyrovi.distributions.log_pmf import log_nb_logits
 from pyrovi.errors import ModelError
 
 
@@ -63,10 +63,7 @@ class Poisson(CompactDistribution):
         return self.rate
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        rate = self._parameters["rate"]
-        if sparse_counts.applies(value, rate):
-            return sparse_counts.log_mass(value, rate)
-        return log_poisson(value, rate)
+        return sparse_counts.log_mass(value, self._parameters["rate"])
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return torch.poisson(self._parameters["rate"].expand(shape))
@@ -219,10 +216,7 @@ class NegativeBinomial(CompactDistribution):
         if "logits" in self._parameters:
             stored = self._parameters
             return log_nb_logits(value, stored["total_count"], stored["logits"])
-        mu, theta = self._mu(), self._theta()
-        if sparse_counts.applies(value, mu, theta):
-            return sparse_counts.log_mass(value, mu, theta)
-        return log_nb_positive(value, mu, theta)
+        return sparse_counts.log_mass(value, self._mu(), self._theta())
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return sample_nb(self._mu(), self._theta(), shape)

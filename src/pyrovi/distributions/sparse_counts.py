@@ -48,7 +48,7 @@ _UNLIKELY = math.log(1e-15)
 def applies(
     x: Tensor, mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None = None
 ) -> bool:
-    """Whether :func:`log_mass` takes these arguments, and is the faster way.
+    """Whether the sparse form takes these arguments, and is the faster way.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def _only_vectorised() -> bool:
 def log_mass(
     x: Tensor, mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None = None
 ) -> Tensor:
-    """Log mass of counts with given means.
+    """Log mass of counts with given means, by the sparse form where it :func:`applies`.
 
     Parameters
     ----------
@@ -99,6 +99,12 @@ def log_mass(
     zi_logits
         Log-odds of an extra zero; ``None``: none.
     """
+    if applies(x, mu, theta, zi_logits):
+        return _sparse(x, mu, theta, zi_logits)
+    return _plain(x, mu, theta, zi_logits)
+
+
+def _sparse(x: Tensor, mu: Tensor, theta: Tensor | None, zi_logits: Tensor | None) -> Tensor:
     given = x, mu, theta, zi_logits
     if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in given):
         value: Tensor = _LogMass.apply(*given)  # type: ignore[no-untyped-call]
@@ -142,14 +148,14 @@ class _DrawsOfLogMass(torch.autograd.Function):
         assert x is not None
         assert mu is not None
         if theta is None or (in_dims[2] is not None and theta.shape == mu.shape):
-            return log_mass(x, mu, theta, zi_logits), 0
+            return _sparse(x, mu, theta, zi_logits), 0
         if in_dims[2] is None:  # all draws share it, or have copies of each value
             own = given[2]
             assert own is not None
             shared = own.numel() == own.shape[-1]
-            return log_mass(x, mu, own if shared else theta, zi_logits), 0
+            return _sparse(x, mu, own if shared else theta, zi_logits), 0
         zi = [None] * len(x) if zi_logits is None else zi_logits
-        return torch.stack([log_mass(*draw) for draw in zip(x, mu, theta, zi, strict=True)]), 0
+        return torch.stack([_sparse(*draw) for draw in zip(x, mu, theta, zi, strict=True)]), 0
 
 
 def _first(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:

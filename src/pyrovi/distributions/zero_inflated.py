@@ -89,11 +89,9 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     def _log_prob(self, value: Tensor) -> Tensor:
         zi_logits = self._parameters["zi_logits"]
-        if "logits" not in self._parameters:
-            mu, theta = self._mu(), self._theta()
-            if sparse_counts.applies(value, mu, theta, zi_logits):
-                return sparse_counts.log_mass(value, mu, theta, zi_logits)
-        return add_zero_inflation(value, super()._log_prob(value), zi_logits)
+        if "logits" in self._parameters:
+            return add_zero_inflation(value, super()._log_prob(value), zi_logits)
+        return sparse_counts.log_mass(value, self._mu(), self._theta(), zi_logits)
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return _inflate(super()._sample(shape), self._parameters["zi_logits"])

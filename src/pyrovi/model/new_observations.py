@@ -30,7 +30,7 @@ from pyrovi.module.ledger import Role, Site
 from pyrovi.module.story import StoryModule
 from pyrovi.posterior.engine import Intervention
 from pyrovi.posterior.globals import draw_globals
-from pyrovi.posterior.reduce import ReduceSpec
+from pyrovi.posterior.reduce import ReduceSpec, Reduction
 from pyrovi.posterior.stories import model_trace, prior_story, values_of
 from pyrovi.posterior.vectorise import Story
 
@@ -86,6 +86,7 @@ def predict_new(
     warn_if_untrained(model)
     described = {name: model.sites[name] for name in names}
     positions = resolve_indices(indices, manager.n_obs)
+    reduction = Reduction(reduce)
     if reduce is None:
         check_size(described, count, len(positions))
     module, example = model.module, example_on_device(model, manager)
@@ -112,7 +113,7 @@ def predict_new(
 
         return run_labelled(
             model, manager, positions, loader, make_story, draws, described,
-            num_samples=count, reduce=reduce, batch_size=batch_size, seed=seed,
+            num_samples=count, reduction=reduction, batch_size=batch_size, seed=seed,
         )  # fmt: skip
 
 

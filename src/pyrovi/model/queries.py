@@ -275,8 +275,7 @@ def _query(
         arrays = reduce_globals(
             model.module, example, names, num_samples, reduction, prior=prior, seed=seed
         )
-        leading = dict([reduction.leading]) if reduction.leading else {}
-        return label(arrays, sites, model.coords(manager, positions), leading=leading)
+        return _labelled(model, manager, positions, arrays, sites, reduction)
     draws = draw_globals(model.module, example, num_samples, seed, prior=prior)
     if prior:
         make_story = prior_query(model.module, names)
@@ -288,7 +287,7 @@ def _query(
         make_story = lambda minibatch: likelihood_story(model.module, minibatch, names)  # noqa: E731
     return run_labelled(
         model, manager, positions, loader, make_story, draws, sites,
-        num_samples=num_samples, reduce=reduce, batch_size=batch_size, seed=seed,
+        num_samples=num_samples, reduction=reduction, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 
@@ -302,7 +301,7 @@ def run_labelled(
     sites: Mapping[str, Site],
     *,
     num_samples: int,
-    reduce: ReduceSpec,
+    reduction: Reduction,
     batch_size: int | None,
     seed: int | None,
 ) -> xr.Dataset:
@@ -320,10 +319,9 @@ def run_labelled(
         Draws of the globals, site -> ``(S, ...)``.
     sites
         What the story returns.
-    num_samples, reduce, batch_size, seed
+    num_samples, reduction, batch_size, seed
         As in :func:`sample_posterior`.
     """
-    reduction = Reduction(reduce)
     arrays = run_query(
         model.module,
         loader,
@@ -336,6 +334,17 @@ def run_labelled(
         reduction=reduction,
         seed=seed,
     )
+    return _labelled(model, manager, positions, arrays, sites, reduction)
+
+
+def _labelled(
+    model: BaseModelClass,
+    manager: AnnDataManager,
+    positions: NDArray[np.int64],
+    arrays: Mapping[str, np.ndarray],
+    sites: Mapping[str, Site],
+    reduction: Reduction,
+) -> xr.Dataset:
     leading = dict([reduction.leading]) if reduction.leading else {}
     return label(arrays, sites, model.coords(manager, positions), leading=leading)
 
