@@ -12,7 +12,7 @@ from scipy import stats
 from tests.module.stories import Factors, Hierarchy, Mean, Pair, given
 
 from pyrovi.data.synthetic import synthetic_iid
-from pyrovi.distributions import sparse_counts
+from pyrovi.distributions import compiled_counts
 from pyrovi.model import SCVI
 from pyrovi.module import obs_plate
 
@@ -175,7 +175,7 @@ def test_elbo_of_held_out_cells_is_the_same_without_the_sparse_kernels(
     elbos = {}
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr(sparse_counts, "applies", lambda *_: False)
+            monkeypatch.setattr(compiled_counts, "applies", lambda *_: False)
         model = SCVI(adata, n_hidden=16, gene_likelihood=likelihood)
         model.train(3, train_size=0.5, batch_size=100, enable_progress_bar=False)
         elbos[kernels] = model.get_elbo(indices=model.validation_indices, num_samples=5)

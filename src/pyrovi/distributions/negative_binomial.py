@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovi.distributions import sparse_counts
+from pyrovi.distributions import compiled_counts
 from pyrovi.distributions._base import (
     CompactDistribution,
     Constraints,
@@ -63,7 +63,7 @@ class Poisson(CompactDistribution):
         return self.rate
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        return sparse_counts.log_mass(value, self._parameters["rate"])
+        return compiled_counts.log_mass(value, self._parameters["rate"])
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return torch.poisson(self._parameters["rate"].expand(shape))
@@ -216,7 +216,7 @@ class NegativeBinomial(CompactDistribution):
         if "logits" in self._parameters:
             stored = self._parameters
             return log_nb_logits(value, stored["total_count"], stored["logits"])
-        return sparse_counts.log_mass(value, self._mu(), self._theta())
+        return compiled_counts.log_mass(value, self._mu(), self._theta())
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return sample_nb(self._mu(), self._theta(), shape)

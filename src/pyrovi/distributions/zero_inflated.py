@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovi.distributions import sparse_counts
+from pyrovi.distributions import compiled_counts
 from pyrovi.distributions._base import (
     CompactDistribution,
     Constraints,
@@ -91,7 +91,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         zi_logits = self._parameters["zi_logits"]
         if "logits" in self._parameters:
             return add_zero_inflation(value, super()._log_prob(value), zi_logits)
-        return sparse_counts.log_mass(value, self._mu(), self._theta(), zi_logits)
+        return compiled_counts.log_mass(value, self._mu(), self._theta(), zi_logits)
 
     def _sample(self, shape: torch.Size) -> Tensor:
         return _inflate(super()._sample(shape), self._parameters["zi_logits"])

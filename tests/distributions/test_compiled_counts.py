@@ -12,7 +12,7 @@ from pyrovi.distributions import (
     NegativeBinomial,
     Poisson,
     ZeroInflatedNegativeBinomial,
-    sparse_counts,
+    compiled_counts,
 )
 from pyrovi.distributions.log_pmf import log_nb_positive, log_poisson, log_zinb_positive
 
@@ -53,8 +53,8 @@ def gradients(function: object, x: Tensor, *parameters: Tensor) -> Arguments:
 @pytest.mark.parametrize("shared", [False, True])
 def test_values_and_gradients_over_the_whole_range(shared: bool, inflated: bool) -> None:
     given = arguments(shared=shared, inflated=inflated)
-    assert sparse_counts.applies(*given)
-    for found, wanted in zip(gradients(sparse_counts.log_mass, *given), gradients(plain, *given),
+    assert compiled_counts.applies(*given)
+    for found, wanted in zip(gradients(compiled_counts.log_mass, *given), gradients(plain, *given),
                              strict=True):  # fmt: skip
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
 
@@ -63,7 +63,7 @@ def test_values_and_gradients_over_the_whole_range(shared: bool, inflated: bool)
 def test_single_precision_is_as_good_as_that_of_the_formula(inflated: bool) -> None:
     exact = gradients(plain, *arguments(inflated=inflated))
     given = arguments(torch.float32, inflated=inflated)
-    ours, theirs = gradients(sparse_counts.log_mass, *given), gradients(plain, *given)
+    ours, theirs = gradients(compiled_counts.log_mass, *given), gradients(plain, *given)
     for wanted, a, b in zip(exact, ours, theirs, strict=True):
         scale = wanted.abs().clamp_min(1)
         error, theirs_error = ((f.double() - wanted).abs() / scale for f in (a, b))
@@ -74,7 +74,7 @@ def test_single_precision_is_as_good_as_that_of_the_formula(inflated: bool) -> N
 def test_log_mass_is_that_of_scipy() -> None:
     x, mu, theta = arguments(inflated=False)
     wanted = stats.nbinom.logpmf(x.numpy(), theta.numpy(), 1 / (1 + (mu / theta).numpy()))
-    found = sparse_counts.log_mass(x, mu, theta).numpy()
+    found = compiled_counts.log_mass(x, mu, theta).numpy()
     usual = np.isfinite(wanted) & (theta.numpy() < 100) & (theta.numpy() > 1e-2)
     np.testing.assert_allclose(found[usual], wanted[usual], rtol=1e-7, atol=1e-8)
 
@@ -85,19 +85,19 @@ def test_means_of_zero_and_broken_counts() -> None:
     x[:20] = 0.0
     x[100:] += 0.5 * (x[100:] > 0)  # no count: the table of whole numbers is no use
     for given in ((x, mu, theta), (x, mu, theta, zi)):
-        found, wanted = sparse_counts.log_mass(*given), plain(*given)
+        found, wanted = compiled_counts.log_mass(*given), plain(*given)
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
     assert torch.isneginf(found[20:50][x[20:50] > 0]).all()
     inside = [x[:20].repeat(20, 1), mu[:20].repeat(20, 1), theta, zi[:20].repeat(20, 1)]
-    for a, b in zip(gradients(sparse_counts.log_mass, *inside), gradients(plain, *inside),
+    for a, b in zip(gradients(compiled_counts.log_mass, *inside), gradients(plain, *inside),
                     strict=True):  # fmt: skip
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
 def test_poisson_distributions() -> None:
     x, mu, *_ = arguments()
-    assert sparse_counts.applies(x, mu)
-    for found, wanted in zip(gradients(sparse_counts.log_mass, x, mu), gradients(plain, x, mu),
+    assert compiled_counts.applies(x, mu)
+    for found, wanted in zip(gradients(compiled_counts.log_mass, x, mu), gradients(plain, x, mu),
                              strict=True):  # fmt: skip
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     wanted = stats.poisson.logpmf(x.numpy(), mu.numpy())
@@ -112,7 +112,7 @@ def test_general_weights_and_gradients_of_gradients() -> None:
     x, mu, theta = x.clamp(max=50), mu.clamp(1e-2, 1e2), theta.clamp(1e-1, 1e2)
     weights = torch.randn_like(mu)
     second = []
-    for function in (sparse_counts.log_mass, plain):
+    for function in (compiled_counts.log_mass, plain):
         leaves = [p.clone().requires_grad_() for p in (mu, theta, zi)]
         value = (function(x, *leaves) * weights).sum()
         first = torch.autograd.grad(value, leaves, create_graph=True)
@@ -125,30 +125,30 @@ def test_general_weights_and_gradients_of_gradients() -> None:
 def test_only_what_is_asked_for_gets_a_gradient() -> None:
     x, mu, theta, zi = arguments()
     theta.requires_grad_()
-    value = sparse_counts.log_mass(x, mu, theta, zi)
+    value = compiled_counts.log_mass(x, mu, theta, zi)
     value.sum().backward()
     assert theta.grad is not None
     assert mu.grad is None
     with torch.no_grad():
-        torch.testing.assert_close(sparse_counts.log_mass(x, mu, theta, zi), value.detach())
+        torch.testing.assert_close(compiled_counts.log_mass(x, mu, theta, zi), value.detach())
 
 
 def test_where_it_does_not_apply() -> None:
     x, mu, theta, zi = arguments()
-    assert not sparse_counts.applies(x[:9], mu[:9], theta)  # small
-    assert not sparse_counts.applies(x, mu, theta[0])  # a number
-    assert not sparse_counts.applies(x[:1], mu, theta)  # to be broadcast
-    assert not sparse_counts.applies(x.float(), mu, theta)
-    assert not sparse_counts.applies(x, mu, theta, zi[:1])
+    assert not compiled_counts.applies(x[:9], mu[:9], theta)  # small
+    assert not compiled_counts.applies(x, mu, theta[0])  # a number
+    assert not compiled_counts.applies(x[:1], mu, theta)  # to be broadcast
+    assert not compiled_counts.applies(x.float(), mu, theta)
+    assert not compiled_counts.applies(x, mu, theta, zi[:1])
     seen = []
 
     def traced(mu: Tensor) -> Tensor:
-        seen.append(sparse_counts.applies(x, mu, theta))
+        seen.append(compiled_counts.applies(x, mu, theta))
         return NegativeBinomial(mu=mu, theta=theta, validate_args=False).log_prob(x).sum()
 
     gradient = torch.func.vmap(torch.func.grad(traced))(torch.stack([mu, mu]))
     assert seen == [False]
-    wanted = gradients(sparse_counts.log_mass, x, mu, theta)
+    wanted = gradients(compiled_counts.log_mass, x, mu, theta)
     torch.testing.assert_close(gradient[0], wanted[1] / torch.linspace(0.5, 2, len(x))[:, None])
 
 
@@ -163,7 +163,7 @@ def test_values_of_many_draws(shared: bool, inflated: bool) -> None:
 
     def density(theta: Tensor, shift: Tensor) -> Tensor:
         theta = theta.reshape(given[2].shape)
-        seen.append(sparse_counts.applies(x, shift * mu, theta, *zi))
+        seen.append(compiled_counts.applies(x, shift * mu, theta, *zi))
         if inflated:
             fn = ZeroInflatedNegativeBinomial(
                 mu=shift * mu, theta=theta, zi_logits=zi[0], validate_args=False
@@ -191,8 +191,8 @@ def test_distributions_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
         called.append(len(given))
         return log_mass(*given)
 
-    log_mass = sparse_counts.log_mass
-    monkeypatch.setattr(sparse_counts, "log_mass", spy)
+    log_mass = compiled_counts.log_mass
+    monkeypatch.setattr(compiled_counts, "log_mass", spy)
     found = NegativeBinomial(mu=mu, theta=theta).to_event(1).log_prob(x)
     torch.testing.assert_close(found, plain(x, mu, theta).sum(-1), rtol=1e-7, atol=1e-7)
     found = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi).log_prob(x)
@@ -205,17 +205,17 @@ def test_transposed_means(inflated: bool) -> None:
     x, mu, theta, *zi = arguments(inflated=inflated)
     turned = mu.T.contiguous().T
     assert not turned.is_contiguous()
-    found = gradients(sparse_counts.log_mass, x, turned, theta, *zi)
+    found = gradients(compiled_counts.log_mass, x, turned, theta, *zi)
     for one, other in zip(found, gradients(plain, x, mu, theta, *zi), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(sparse_counts.log_mass(x, turned), plain(x, mu))
+    torch.testing.assert_close(compiled_counts.log_mass(x, turned), plain(x, mu))
 
 
 def test_gradients_of_gradients_of_parameters_that_depend_on_one_another() -> None:
     x, *_ = arguments()
     x = x.clamp(max=50)
     found = []
-    for function in (sparse_counts.log_mass, plain):
+    for function in (compiled_counts.log_mass, plain):
         count = torch.linspace(0.5, 3, x.shape[1], dtype=x.dtype).requires_grad_()
         odds = torch.linspace(0.1, 2, len(x), dtype=x.dtype)[:, None]
         value = function(x, count * odds, count).sum()

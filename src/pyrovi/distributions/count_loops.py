@@ -1,0 +1,271 @@
+r"""Loops over counts and their parameters, compiled by numba: log masses and their derivatives.
+
+Each loop goes over rows twice while they are in the cache: once over all values as if all counts
+were zero, which the compiler vectorises, and once over the counts above zero, in double precision.
+
+With :math:`r = \mu / \theta`, :math:`g = 1 / (1 + r)` and :math:`t = \log(1 + r)`, a count of zero
+has :math:`\log p = -\theta t`, and its derivatives are :math:`-g` by :math:`\mu` and
+:math:`1 - g - t` by :math:`\theta`.
+
+A loop takes matrices of counts, parameters, values to write and derivatives to write (``None``:
+none are wanted), and the first and last row to work on. A matrix of counts or of :math:`\theta`
+with fewer rows is repeated. Importing numba takes a second, so this module is imported on use.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+
+_FEW = 16
+"""Counts up to this one take products in place of gamma functions."""
+
+_WORTH_A_THREAD = 2**19
+"""Values for which it pays to wake another thread."""
+
+
+def _compiled(loop: Callable[..., None]) -> Any:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(loop, cache=True, **options)
+    except RuntimeError:  # there is no folder to keep machine code in: compile in every process
+        return numba.njit(loop, **options)
+
+
+# -------------------------------------------------------------------------- functions of one value
+
+
+def _log(u):  # type: ignore[no-untyped-def]
+    """Logarithm of a positive number, in a form that is vectorised."""
+
+
+def _exp(x):  # type: ignore[no-untyped-def]
+    """Exponential of a number that is not positive, in a form that is vectorised."""
+
+
+@overload(_log, inline="always")
+def _overload_log(u):  # type: ignore[no-untyped-def]
+    if u != types.float32:
+        return lambda u: math.log(u)
+
+    def single(u):  # type: ignore[no-untyped-def]
+        # mantissa m in [sqrt(1/2), sqrt(2)) and exponent; log(m) by the polynomial of Cephes' logf
+        bits = np.float32(u).view(np.int32)
+        exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)
+        f = np.int32(bits - (exponent << np.int32(23))).view(np.float32) - np.float32(1)
+        p = np.float32(7.0376836292e-2)
+        p = p * f + np.float32(-1.1514610310e-1)
+        p = p * f + np.float32(1.1676998740e-1)
+        p = p * f + np.float32(-1.2420140846e-1)
+        p = p * f + np.float32(1.4249322787e-1)
+        p = p * f + np.float32(-1.6668057665e-1)
+        p = p * f + np.float32(2.0000714765e-1)
+        p = p * f + np.float32(-2.4999993993e-1)
+        p = p * f + np.float32(3.3333331174e-1)
+        square = f * f
+        rest = f * square * p - np.float32(0.5) * square
+        return f + rest + np.float32(exponent) * np.float32(math.log(2))
+
+    return single
+
+
+@overload(_exp, inline="always")
+def _overload_exp(x):  # type: ignore[no-untyped-def]
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def single(x):  # type: ignore[no-untyped-def]
+        # 2^n times the exponential of a rest in [-log(2)/2, log(2)/2], by Cephes' expf
+        x = max(x, np.float32(-87))
+        n = np.floor(x * np.float32(1 / math.log(2)) + np.float32(0.5))
+        rest = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+        p = np.float32(1.9875691500e-4)
+        p = p * rest + np.float32(1.3981999507e-3)
+        p = p * rest + np.float32(8.3334519073e-3)
+        p = p * rest + np.float32(4.1665795894e-2)
+        p = p * rest + np.float32(1.6666665459e-1)
+        p = p * rest + np.float32(5.0000001201e-1)
+        power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+        return (p * rest * rest + rest + np.float32(1)) * power
+
+    return single
+
+
+@numba.njit(inline="always")
+def _log1p(e: Any, one: Any) -> Any:
+    """Logarithm of ``one + e``."""
+    u = one + e
+    return _log(u) + (e - (u - one)) / u
+
+
+@numba.njit(inline="always")
+def _digamma(x: float) -> float:
+    """Of a positive number: recurrence up to 6, then the asymptotic series."""
+    result = 0.0
+    while x < 6:
+        result -= 1 / x
+        x += 1
+    s = 1 / (x * x)
+    series = s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132))))
+    return result + math.log(x) - 0.5 / x - series
+
+
+@numba.njit(inline="always")
+def _above_zero(x: float, mu: float, theta: float) -> tuple[float, float]:
+    r"""What a count adds to the log mass of zero, and a part of its derivative by theta.
+
+    These are :math:`\log [\Gamma(x + \theta) / (\Gamma(\theta) x!)] + x \log[\mu / (\mu + \theta)]`
+    and :math:`\psi(x + \theta) - \psi(\theta)`.
+    """
+    p = mu / (mu + theta)
+    if x <= _FEW and x == math.floor(x):
+        product, by_theta = 1.0, 0.0
+        for k in range(int(x)):
+            product *= (theta + k) * p / (k + 1)
+            by_theta += 1 / (theta + k)
+        if product > 1e-300:
+            return math.log(product), by_theta
+    value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1) + x * math.log(p)
+    return value, _digamma(x + theta) - _digamma(theta)
+
+
+# -------------------------------------------------------------------------- loops
+
+
+@_compiled
+def poisson(
+    x: Any, mu: Any, _theta: None, _zi: None, out: Any, by_mu: Any, _by_theta: None, _by_zi: None,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """Poisson distribution with means ``mu``."""
+    for i in range(start, stop):
+        for j in range(mu.shape[1]):
+            c, m = np.float64(x[i % len(x), j]), np.float64(mu[i, j])
+            value, slope = -m, -1.0
+            if c != 0:
+                value += c * math.log(m) - (math.lgamma(c + 1) if c > 1 else 0.0)
+                slope += c / m
+            out[i, j] = value
+            if by_mu is not None:
+                by_mu[i, j] = slope
+
+
+@_compiled
+def negative_binomial(
+    x: Any, mu: Any, theta: Any, _zi: None, out: Any, by_mu: Any, by_theta: Any, _by_zi: None,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """Negative binomial distribution with means ``mu`` and inverse dispersions ``theta``."""
+    number, columns = mu.dtype.type, mu.shape[1]
+    one, largest = number(1), number(np.finfo(np.float32).max)
+    counted = np.empty(columns + 1, np.int32)
+    for i in range(start, stop):
+        counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
+        for j in range(columns):
+            r = min(mu[i, j] / own[j], largest)
+            u = one + r
+            g = one / u
+            t = _log(u) + (r - (u - one)) * g
+            out[i, j] = -own[j] * t
+            if by_mu is not None:
+                by_mu[i, j] = -g
+                by_theta[i, j] = r * g - t
+        for j in range(columns):
+            counted[n] = j
+            n += counts[j] != 0
+        for j in counted[:n]:
+            c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
+            value, slope = _above_zero(c, m, shape)
+            out[i, j] += number(value)
+            if by_mu is not None:
+                by_mu[i, j] = (c / m - 1) * shape / (m + shape)
+                by_theta[i, j] += number(slope - c / (m + shape))
+
+
+@_compiled
+def inflated_negative_binomial(
+    x: Any, mu: Any, theta: Any, zi: Any, out: Any, by_mu: Any, by_theta: Any, by_zi: Any,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """The same with extra zeros, whose log-odds are ``zi``."""
+    number, columns = mu.dtype.type, mu.shape[1]
+    zero, one, largest = number(0), number(1), number(np.finfo(np.float32).max)
+    counted = np.empty(columns + 1, np.int32)
+    logs = np.empty(columns, mu.dtype)
+    for i in range(start, stop):
+        counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
+        for j in range(columns):
+            r = min(mu[i, j] / own[j], largest)
+            u = one + r
+            g = one / u
+            t = _log(u) + (r - (u - one)) * g
+            logs[j] = t
+            # p = pi + (1 - pi) exp(b), with log-odds a of pi; e and s are ratios of exponentials
+            a, b = zi[i, j], -own[j] * t
+            e, s = _exp(-abs(a - b)), _exp(-abs(a))
+            whole, share = one / (one + e), one / (one + s)
+            out[i, j] = max(a, b) - max(a, zero) + _log1p(e, one) - _log1p(s, one)
+            if by_mu is not None:
+                extra = (one if a > b else e) * whole  # probability of an extra zero
+                other = (e if a > b else one) * whole
+                by_mu[i, j] = -g * other
+                by_theta[i, j] = (r * g - t) * other
+                by_zi[i, j] = extra - (one if a > zero else s) * share
+        for j in range(columns):
+            counted[n] = j
+            n += counts[j] != 0
+        for j in counted[:n]:
+            c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
+            value, slope = _above_zero(c, m, shape)
+            a, t = np.float64(zi[i, j]), np.float64(logs[j])
+            s = math.exp(-abs(a))
+            out[i, j] = value - shape * t - max(a, 0.0) - math.log1p(s)
+            if by_mu is not None:
+                by_mu[i, j] = (c / m - 1) * shape / (m + shape)
+                by_theta[i, j] = m / (m + shape) - t + slope - c / (m + shape)
+                by_zi[i, j] = -(1.0 if a > 0 else s) / (1 + s)
+
+
+# -------------------------------------------------------------------------- threads
+
+_workers: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.clear)  # threads do not survive a fork
+
+
+def run(loop: Any, *matrices: np.ndarray | None) -> None:
+    """Run a loop over all rows, on as many threads as torch has.
+
+    Parameters
+    ----------
+    loop
+        One of this module.
+    matrices
+        Its arguments, but for the first and last row.
+    """
+    means = matrices[1]
+    assert means is not None
+    rows = len(means)
+    threads = min(torch.get_num_threads(), max(1, means.size // _WORTH_A_THREAD), rows)
+    if threads == 1:
+        loop(*matrices, 0, rows)
+        return
+    if threads not in _workers:
+        _workers[threads] = ThreadPoolExecutor(threads - 1, "pyrovi-counts")
+    bounds = [rows * k // threads for k in range(threads + 1)]
+    parts = [partial(loop, *matrices, *ends) for ends in pairwise(bounds)]
+    others = [_workers[threads].submit(part) for part in parts[1:]]
+    parts[0]()
+    for other in others:
+        other.result()
