@@ -104,9 +104,25 @@ def test_rows_on_disk_survive_pickling(kind: str, x: np.ndarray, tmp_path: Path)
 
 def test_duplicate_entries_of_a_csr_matrix_add_up() -> None:
     matrix = sp.csr_matrix(([1.0, 2.0, 4.0, 8.0], [2, 0, 2, 1], [0, 3, 4]), shape=(2, 3))
-    taken = as_rows("X", matrix).take(np.array([1, 0]))
-    assert dense(taken).tolist() == [[0.0, 8.0, 0.0], [2.0, 0.0, 5.0]]
+    rows, order = as_rows("X", matrix), np.array([1, 0])
+    for taken in (dense(rows.take(order)), rows.dense(order, np.dtype("float32"))):
+        assert taken.tolist() == [[0.0, 8.0, 0.0], [2.0, 0.0, 5.0]]
     assert matrix.nnz == 4  # the caller's matrix is left as it was
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("stored", [np.float32, np.uint8, bool])
+def test_dense_rows_of_a_csr_matrix(stored: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.poisson(0.3, (60, 5)) % 200).astype(stored)
+    rows = as_rows("X", sp.csr_matrix(x))
+    for index in (*INDICES, np.array([-1, -60, 3]), np.array([], int)):
+        dense = rows.dense(index, np.dtype(dtype))
+        assert dense.dtype == dtype
+        np.testing.assert_array_equal(dense, x[index].astype(dtype))
+    for beyond in (60, -61):
+        with pytest.raises(IndexError, match="60 rows"):
+            rows.dense(np.array([0, beyond]), np.dtype(dtype))
 
 
 def test_vectors_on_disk_become_columns(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class Coins(_Toy):
         self.module = CoinsModule()
 
 
+@pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 @pytest.mark.parametrize(
     ("make", "elbo"),
@@ -96,7 +97,7 @@ class Coins(_Toy):
         (lambda: toy(Coins), Trace_ELBO(max_plate_nesting=1)),
     ],
 )
-def test_loss_and_gradients_are_those_of_pyro(make, elbo, weight):
+def test_loss_and_gradients_are_those_of_pyro(make, elbo, weight, validate):
     model = make()
     plan = SVITrainingPlan(model.module, loss_fn=elbo)
     batch = batches(model, 8)[0]
@@ -105,7 +106,8 @@ def test_loss_and_gradients_are_those_of_pyro(make, elbo, weight):
         pyro.set_rng_seed(0)
         model.module.zero_grad()
         if ours:
-            loss = plan.objective(batch, weight)[0]
+            with pyro.validation_enabled(validate):
+                loss = plan.objective(batch, weight)[0]
         else:
             pair = model.module.run_model, model.module.run_guide
             with AnnealKL(weight):

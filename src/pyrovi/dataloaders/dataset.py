@@ -201,19 +201,18 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
     def _positions(self, index: Any) -> NDArray[np.int64]:
         if isinstance(index, slice):
             return np.arange(self._n_obs, dtype=np.int64)[index]
+        if isinstance(index, np.ndarray) and index.dtype == np.int64 and index.ndim == 1:
+            return index
         array = np.atleast_1d(np.asarray(index))
         if array.dtype == np.bool_:
             return resolve_indices(array, self._n_obs, "index")
         return array.astype(np.int64)
 
     def _take(self, name: str, index: NDArray[np.int64]) -> Any:
-        rows = self._rows[name].take(index)
-        dtype = self._dtypes[name]
-        if not sp.issparse(rows):
-            return np.ascontiguousarray(rows, dtype=dtype).reshape(-1, *self._shapes[name])
-        # Stored values are converted before the zeros exist.
-        rows = rows.astype(dtype, copy=False)
-        return _sparse_csr_tensor(rows) if self.load_sparse_tensor else rows.toarray()
+        rows, dtype = self._rows[name], self._dtypes[name]
+        if rows.is_sparse and self.load_sparse_tensor:
+            return _sparse_csr_tensor(rows.take(index).astype(dtype, copy=False))
+        return rows.dense(index, dtype).reshape(-1, *self._shapes[name])
 
 
 class MinibatchDataset(Dataset[Minibatch]):
@@ -250,29 +249,7 @@ class MinibatchDataset(Dataset[Minibatch]):
         )
 
     def __getitem__(self, index: NDArray[np.int64]) -> Any:
-        return self._made(self.rows[index], index)
-
-    def several(self, indices: Sequence[NDArray[np.int64]]) -> list[Any]:
-        """Consecutive minibatches, read together: far cheaper than one by one.
-
-        Parameters
-        ----------
-        indices
-            Positions of each minibatch.
-        """
-        if len(indices) == 1:
-            return [self[indices[0]]]
-        items = self.rows[np.concatenate(indices)]
-        ends = np.cumsum([len(index) for index in indices])
-        own = set(self.rows.obs_keys)
-        return [
-            self._made(
-                {k: v[end - len(index) : end] if k in own else v for k, v in items.items()}, index
-            )
-            for index, end in zip(indices, ends, strict=True)
-        ]
-
-    def _made(self, items: dict[str, Any], index: NDArray[np.int64]) -> Any:
+        items = self.rows[index]
         if self.as_numpy:
             return items
         tensors = {name: torch.as_tensor(value) for name, value in items.items()}

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from pyrovi._memory import keep_freed
 from pyrovi._rng import derive_seed
 from pyrovi._settings import settings
 from pyrovi.dataloaders.block_plan import BlockPlan
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _END = object()
-
-_GROUP_BYTES = 2**23
-"""Size of the minibatches, in dense form, that are read at a time."""
 
 
 class AnnDataLoader(ResumableLoader, DataLoader[Any]):
@@ -133,6 +131,7 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
             rows = AnnTorchDataset(manager, data_and_attributes, load_sparse_tensor)
         if iter_ndarray and rows.load_sparse_tensor:
             raise DataError("iter_ndarray and load_sparse_tensor exclude one another")
+        keep_freed()
         self._rows = rows
         self.indices = resolve_indices(indices, len(rows))
         self.n_obs = len(self.indices) if n_obs is None else int(n_obs)
@@ -235,8 +234,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         return self.give(cursor, super().__iter__ if alone else self._together)
 
     def _together(self) -> Iterator[Any]:
-        """Minibatches of this process, several of which are read at a time."""
-        return self._made(self.dataset, iter(self.sampler))  # the order is that of now
+        """Minibatches of this process, without the workings of torch's loader."""
+        return map(self.dataset.__getitem__, iter(self.sampler))  # the order is that of now
 
     def _from_disk(self) -> Iterator[Any]:
         """Minibatches out of a buffer, while a thread reads the next one."""
@@ -246,13 +245,13 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         else:
             buffers = grouped(iter(self.sampler), math.prod(self._rows.buffer_sizes()))
         read = ((dataset.loaded(batches), batches) for batches in buffers)
-        made = itertools.chain.from_iterable(self._made(*buffer) for buffer in prefetched(read))
+        # no name is bound to a buffer here: it is let go before the next one is waited for
+        made = itertools.chain.from_iterable(itertools.starmap(_minibatches, prefetched(read)))
         return map(pin_memory, made) if self.pin_memory and torch.cuda.is_available() else made
 
-    def _made(self, dataset: Any, batches: Iterable[NDArray[np.int64]]) -> Iterator[Any]:
-        limit = max(1, _GROUP_BYTES // max(1, self._rows.bytes_per_row))
-        groups = grouped(batches, 1 if self._rows.load_sparse_tensor else limit)
-        return itertools.chain.from_iterable(map(dataset.several, groups))
+
+def _minibatches(dataset: Any, batches: Iterable[NDArray[np.int64]]) -> Iterator[Any]:
+    return map(dataset.__getitem__, batches)
 
 
 def grouped(batches: Iterable[NDArray[np.int64]], limit: int) -> Iterator[list[NDArray[np.int64]]]:

@@ -201,15 +201,17 @@ def _evaluate(
     gradients: bool,
 ) -> list[Tensor]:
     """Values and, if wanted, derivatives by the parameters given; of the shape of the means."""
+    from pyrovi._loops import run
     from pyrovi.distributions import count_loops
 
     loop = count_loops.inflated_negative_binomial
     if zi_logits is None:
         loop = count_loops.poisson if theta is None else count_loops.negative_binomial
-    given = [_rows(t, mu.shape[-1]) for t in (x, mu, theta, zi_logits)]
     wanted = [True, *(gradients and t is not None for t in (mu, theta, zi_logits))]
     out = [torch.empty(mu.shape, dtype=mu.dtype) if want else None for want in wanted]
-    count_loops.run(loop, *given, *(_rows(t, mu.shape[-1]) for t in out))
+    columns = mu.shape[-1]
+    matrices = [_rows(t, columns) for t in (x, mu, theta, zi_logits, *out)]
+    run(loop, mu.numel() // columns, columns, *matrices)
     return [t for t in out if t is not None]
 
 

@@ -9,39 +9,23 @@ has :math:`\log p = -\theta t`, and its derivatives are :math:`-g` by :math:`\mu
 
 A loop takes matrices of counts, parameters, values to write and derivatives to write (``None``:
 none are wanted), and the first and last row to work on. A matrix of counts or of :math:`\theta`
-with fewer rows is repeated. Importing numba takes a second, so this module is imported on use.
+with fewer rows is repeated.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 from numba import types
 from numba.extending import overload
 
+from pyrovi._loops import compiled
+
 _FEW = 16
 """Counts up to this one take products in place of gamma functions."""
-
-_WORTH_A_THREAD = 2**19
-"""Values for which it pays to wake another thread."""
-
-
-def _compiled(loop: Callable[..., None]) -> Any:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(loop, cache=True, **options)
-    except RuntimeError:  # there is no folder to keep machine code in: compile in every process
-        return numba.njit(loop, **options)
-
 
 # -------------------------------------------------------------------------- functions of one value
 
@@ -143,7 +127,7 @@ def _above_zero(x: float, mu: float, theta: float) -> tuple[float, float]:
 # -------------------------------------------------------------------------- loops
 
 
-@_compiled
+@compiled
 def poisson(
     x: Any, mu: Any, _theta: None, _zi: None, out: Any, by_mu: Any, _by_theta: None, _by_zi: None,
     start: int, stop: int,
@@ -161,7 +145,7 @@ def poisson(
                 by_mu[i, j] = slope
 
 
-@_compiled
+@compiled
 def negative_binomial(
     x: Any, mu: Any, theta: Any, _zi: None, out: Any, by_mu: Any, by_theta: Any, _by_zi: None,
     start: int, stop: int,
@@ -193,7 +177,7 @@ def negative_binomial(
                 by_theta[i, j] += number(slope - c / (m + shape))
 
 
-@_compiled
+@compiled
 def inflated_negative_binomial(
     x: Any, mu: Any, theta: Any, zi: Any, out: Any, by_mu: Any, by_theta: Any, by_zi: Any,
     start: int, stop: int,
@@ -235,37 +219,3 @@ def inflated_negative_binomial(
                 by_mu[i, j] = (c / m - 1) * shape / (m + shape)
                 by_theta[i, j] = m / (m + shape) - t + slope - c / (m + shape)
                 by_zi[i, j] = -(1.0 if a > 0 else s) / (1 + s)
-
-
-# -------------------------------------------------------------------------- threads
-
-_workers: dict[int, ThreadPoolExecutor] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.clear)  # threads do not survive a fork
-
-
-def run(loop: Any, *matrices: np.ndarray | None) -> None:
-    """Run a loop over all rows, on as many threads as torch has.
-
-    Parameters
-    ----------
-    loop
-        One of this module.
-    matrices
-        Its arguments, but for the first and last row.
-    """
-    means = matrices[1]
-    assert means is not None
-    rows = len(means)
-    threads = min(torch.get_num_threads(), max(1, means.size // _WORTH_A_THREAD), rows)
-    if threads == 1:
-        loop(*matrices, 0, rows)
-        return
-    if threads not in _workers:
-        _workers[threads] = ThreadPoolExecutor(threads - 1, "pyrovi-counts")
-    bounds = [rows * k // threads for k in range(threads + 1)]
-    parts = [partial(loop, *matrices, *ends) for ends in pairwise(bounds)]
-    others = [_workers[threads].submit(part) for part in parts[1:]]
-    parts[0]()
-    for other in others:
-        other.result()

@@ -43,6 +43,9 @@ _FIXED = {
 def check_possible(model: BaseModelClass) -> None:
     """Refuse data that the distribution of an observed site gives no density.
 
+    This takes a part of an epoch, and is done once: later changes of the registered data are for
+    ``AnnDataManager.validate`` to find.
+
     Parameters
     ----------
     model
@@ -55,9 +58,10 @@ def check_possible(model: BaseModelClass) -> None:
     ModelError
         If the model fails on its data, although it ran on made-up ones.
     """
-    if not model.sites.names(Role.OBSERVED):
+    manager = model.adata_manager
+    if not model.sites.names(Role.OBSERVED) or model._checked_data is manager:
         return
-    n_obs = int(model.adata_manager.n_obs)
+    n_obs = int(manager.n_obs)
     chosen = np.unique(np.linspace(0, n_obs - 1, min(n_obs, MAX_OBS)).astype(int))
     before = model.module.posterior
     model.module.use_posterior(None)  # stored draws may be of some observations only
@@ -65,6 +69,7 @@ def check_possible(model: BaseModelClass) -> None:
         _check_rows(model, chosen)
     finally:
         model.module.use_posterior(before)
+    model._checked_data = manager
 
 
 def _check_rows(model: BaseModelClass, chosen: np.ndarray) -> None:

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovi.dataloaders.minibatch import Minibatch
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.handlers import is_latent, is_random
 from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.plates import OBS_PLATE
 
@@ -38,6 +43,17 @@ def record_traces(elbo: ELBO) -> Iterator[list[tuple[poutine.Trace, poutine.Trac
         del elbo._get_trace
 
 
+def run_pair(
+    elbo: Any, module: PyroBaseModule, minibatch: Minibatch
+) -> list[tuple[poutine.Trace, poutine.Trace]]:
+    """Traces of the model and guide, without densities where Pyro does not have to check them."""
+    if is_validation_enabled() or elbo.num_particles > 1:
+        return list(elbo._get_traces(module.run_model, module.run_guide, (minibatch,), {}))
+    guide = poutine.trace(module.run_guide).get_trace(minibatch)
+    model = poutine.trace(poutine.replay(module.run_model, trace=guide)).get_trace(minibatch)
+    return [(model, guide)]
+
+
 def elbo_parts(
     traces: list[tuple[poutine.Trace, poutine.Trace]],
     ledger: SiteLedger,
@@ -49,7 +65,7 @@ def elbo_parts(
     Parameters
     ----------
     traces
-        Recorded traces with their log densities.
+        Traces; log densities that they do not have are computed.
     ledger
         Site ledger of the model.
     n_obs
@@ -67,7 +83,7 @@ def elbo_parts(
     terms: dict[str, list[Tensor]] = {name: [] for name in METRICS[1:]}
     for model, guide in traces:
         for name, node in model.nodes.items():
-            if node["type"] != "sample" or name == OBS_PLATE:
+            if not is_random(node):
                 continue
             if node["is_observed"]:
                 terms["reconstruction_loss"].append(-_log_density(node))
@@ -113,18 +129,17 @@ def enumerated_parts(
 
 def reparametrised(traces: list[tuple[poutine.Trace, poutine.Trace]]) -> bool:
     """Whether gradients flow through every draw of the guide: the ELBO's is that of its terms."""
-    return all(
-        is_identically_zero(node["score_parts"].score_function)
-        for _, guide in traces
-        for node in guide.nodes.values()
-        if node["type"] == "sample"
-    )
+    sites: Iterator[Any] = (node for _, guide in traces for node in guide.nodes.values())
+    return all(node["fn"].has_rsample for node in sites if is_latent(node))
 
 
 def surrogate_loss(traces: list[tuple[poutine.Trace, poutine.Trace]], elbo: Any) -> Tensor:
     """Negative ELBO, with the gradient that it has where draws carry none (score functions)."""
     total: Any = 0.0
-    for model, guide in traces:
+    for pair in traces:
+        model, guide = map(prune_subsample_sites, pair)
+        model.compute_log_prob()
+        guide.compute_score_parts()
         value, surrogate = elbo._differentiable_loss_particle(model, guide)
         total = total + value + surrogate - surrogate.detach()
     loss: Tensor = total / elbo.num_particles

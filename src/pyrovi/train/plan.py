@@ -29,6 +29,7 @@ from pyrovi.train.metrics import (
     enumerated_parts,
     record_traces,
     reparametrised,
+    run_pair,
     surrogate_loss,
 )
 from pyrovi.train.objectives import check_objective, choose_warmup
@@ -209,8 +210,7 @@ class SVITrainingPlan(pl.LightningModule):
         """
         module, n_obs = self.module, minibatch.n_obs
         with annealed(weight):
-            pairs = elbo._get_traces(module.run_model, module.run_guide, (minibatch,), {})
-            traces = list(pairs)
+            traces = run_pair(elbo, module, minibatch)
         parts = elbo_parts(traces, module.ledger, n_obs, elbo)
         if reparametrised(traces):
             kl = parts["kl_local"] + parts["kl_global"]
