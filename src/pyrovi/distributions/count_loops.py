@@ -27,6 +27,8 @@ from pyrovi._loops import compiled
 _FEW = 16
 """Counts up to this one take products in place of gamma functions."""
 
+_FACTORIALS = np.array([math.factorial(k) for k in range(_FEW + 1)], dtype=np.float64)
+
 # -------------------------------------------------------------------------- functions of one value
 
 
@@ -87,13 +89,6 @@ def _overload_exp(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _log1p(e: Any, one: Any) -> Any:
-    """Logarithm of ``one + e``."""
-    u = one + e
-    return _log(u) + (e - (u - one)) / u
-
-
-@numba.njit(inline="always")
 def _digamma(x: float) -> float:
     """Of a positive number: recurrence up to 6, then the asymptotic series."""
     result = 0.0
@@ -114,12 +109,13 @@ def _above_zero(x: float, mu: float, theta: float) -> tuple[float, float]:
     """
     p = mu / (mu + theta)
     if x <= _FEW and x == math.floor(x):
-        product, by_theta = 1.0, 0.0
+        product, slope = 1.0, 0.0  # of the factors (theta + k) p, and its derivative by theta
         for k in range(int(x)):
-            product *= (theta + k) * p / (k + 1)
-            by_theta += 1 / (theta + k)
-        if product > 1e-300:
-            return math.log(product), by_theta
+            factor = (theta + k) * p
+            slope = slope * factor + product * p
+            product *= factor
+        if 1e-250 < product < 1e250:
+            return math.log(product / _FACTORIALS[int(x)]), slope / product
     value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1) + x * math.log(p)
     return value, _digamma(x + theta) - _digamma(theta)
 
@@ -186,7 +182,7 @@ def inflated_negative_binomial(
     number, columns = mu.dtype.type, mu.shape[1]
     zero, one, largest = number(0), number(1), number(np.finfo(np.float32).max)
     counted = np.empty(columns + 1, np.int32)
-    logs = np.empty(columns, mu.dtype)
+    logs, kept, inflation = np.empty((3, columns), mu.dtype)
     for i in range(start, stop):
         counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
         for j in range(columns):
@@ -194,28 +190,27 @@ def inflated_negative_binomial(
             u = one + r
             g = one / u
             t = _log(u) + (r - (u - one)) * g
-            logs[j] = t
             # p = pi + (1 - pi) exp(b), with log-odds a of pi; e and s are ratios of exponentials
             a, b = zi[i, j], -own[j] * t
             e, s = _exp(-abs(a - b)), _exp(-abs(a))
             whole, share = one / (one + e), one / (one + s)
-            out[i, j] = max(a, b) - max(a, zero) + _log1p(e, one) - _log1p(s, one)
+            pi, log_kept = (one if a > zero else s) * share, _log(share) - max(a, zero)
+            logs[j], kept[j], inflation[j] = t, log_kept, pi
+            out[i, j] = max(a, b) - _log(whole) + log_kept
             if by_mu is not None:
-                extra = (one if a > b else e) * whole  # probability of an extra zero
-                other = (e if a > b else one) * whole
+                other = (e if a > b else one) * whole  # probability that it is not an extra zero
                 by_mu[i, j] = -g * other
                 by_theta[i, j] = (r * g - t) * other
-                by_zi[i, j] = extra - (one if a > zero else s) * share
+                by_zi[i, j] = (one if a > b else e) * whole - pi
         for j in range(columns):
             counted[n] = j
             n += counts[j] != 0
         for j in counted[:n]:
             c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
             value, slope = _above_zero(c, m, shape)
-            a, t = np.float64(zi[i, j]), np.float64(logs[j])
-            s = math.exp(-abs(a))
-            out[i, j] = value - shape * t - max(a, 0.0) - math.log1p(s)
+            t = np.float64(logs[j])
+            out[i, j] = value - shape * t + kept[j]
             if by_mu is not None:
                 by_mu[i, j] = (c / m - 1) * shape / (m + shape)
                 by_theta[i, j] = m / (m + shape) - t + slope - c / (m + shape)
-                by_zi[i, j] = -(1.0 if a > 0 else s) / (1 + s)
+                by_zi[i, j] = -inflation[j]

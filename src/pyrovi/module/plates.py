@@ -105,8 +105,11 @@ def obs_plate(dim: int = -1) -> ObsPlate:
     minibatch, plates, _ = _scope()
     if dim in plates:  # a story may open the plate as often as it likes
         return plates[dim]
-    opened = ObsPlate(OBS_PLATE, size=minibatch.n_obs, subsample=minibatch.indices, dim=dim)
-    if opened._indices is not minibatch.indices:
+    indices = minibatch.indices
+    opened = ObsPlate(
+        OBS_PLATE, size=minibatch.n_obs, subsample=indices, dim=dim, device=str(indices.device)
+    )
+    if opened._indices is not indices:
         # The plate's indices are a Pyro site: a guide's replace those of the model.
         raise ModelError(
             f"The guide opens a plate of its own named {OBS_PLATE!r}, with indices other than "

@@ -284,6 +284,12 @@ class SVITrainingPlan(pl.LightningModule):
         assert self.optimizer_plan is not None
         self.optimizer_plan.prepare_gradients(self._n_obs)
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients, without the profiling of torch's method."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimiser, and the scheduler with it."""
         super().optimizer_step(*args, **kwargs)

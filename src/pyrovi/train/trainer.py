@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
@@ -26,6 +27,16 @@ from pyrovi.train.callbacks import (
 from pyrovi.train.checkpoint import AtomicCheckpointIO, SaveCheckpoint
 from pyrovi.train.loggers import HistoryLogger, make_logger
 from pyrovi.train.progress import TrainingProgressBar
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning makes a context manager for each of its forty profiled actions of a step."""
+
+    _nothing: AbstractContextManager[None] = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """Measure nothing."""
+        return self._nothing
 
 
 class Trainer(pl.Trainer):
@@ -140,6 +151,7 @@ class Trainer(pl.Trainer):
                 num_sanity_val_steps=kwargs.pop("num_sanity_val_steps", 0),
                 log_every_n_steps=kwargs.pop("log_every_n_steps", 1),
                 inference_mode=False,  # validation may fit the rows of held-out observations
+                profiler=kwargs.pop("profiler", None) or _NoProfiler(),
                 use_distributed_sampler=False,  # the loaders shard by themselves
                 default_root_dir=default_root_dir,
                 **kwargs,
