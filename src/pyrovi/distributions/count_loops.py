@@ -27,7 +27,7 @@ from pyrovi._loops import compiled
 _FEW = 16
 """Counts up to this one take products in place of gamma functions."""
 
-_FACTORIALS = np.array([math.factorial(k) for k in range(_FEW + 1)], dtype=np.float64)
+_INVERSE_FACTORIALS = np.array([1 / math.factorial(k) for k in range(_FEW + 1)])
 
 # -------------------------------------------------------------------------- functions of one value
 
@@ -101,13 +101,13 @@ def _digamma(x: float) -> float:
 
 
 @numba.njit(inline="always")
-def _above_zero(x: float, mu: float, theta: float) -> tuple[float, float]:
+def _above_zero(x: float, mu: float, theta: float, inverse: float) -> tuple[float, float]:
     r"""What a count adds to the log mass of zero, and a part of its derivative by theta.
 
     These are :math:`\log [\Gamma(x + \theta) / (\Gamma(\theta) x!)] + x \log[\mu / (\mu + \theta)]`
-    and :math:`\psi(x + \theta) - \psi(\theta)`.
+    and :math:`\psi(x + \theta) - \psi(\theta)`; ``inverse`` is :math:`1 / (\mu + \theta)`.
     """
-    p = mu / (mu + theta)
+    p = mu * inverse
     if x <= _FEW and x == math.floor(x):
         product, slope = 1.0, 0.0  # of the factors (theta + k) p, and its derivative by theta
         for k in range(int(x)):
@@ -115,7 +115,7 @@ def _above_zero(x: float, mu: float, theta: float) -> tuple[float, float]:
             slope = slope * factor + product * p
             product *= factor
         if 1e-250 < product < 1e250:
-            return math.log(product / _FACTORIALS[int(x)]), slope / product
+            return math.log(product * _INVERSE_FACTORIALS[int(x)]), slope / product
     value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1) + x * math.log(p)
     return value, _digamma(x + theta) - _digamma(theta)
 
@@ -166,11 +166,12 @@ def negative_binomial(
             n += counts[j] != 0
         for j in counted[:n]:
             c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
-            value, slope = _above_zero(c, m, shape)
+            inverse = 1 / (m + shape)
+            value, slope = _above_zero(c, m, shape, inverse)
             out[i, j] += number(value)
             if by_mu is not None:
-                by_mu[i, j] = (c / m - 1) * shape / (m + shape)
-                by_theta[i, j] += number(slope - c / (m + shape))
+                by_mu[i, j] = (c / m - 1) * shape * inverse
+                by_theta[i, j] += number(slope - c * inverse)
 
 
 @compiled
@@ -207,10 +208,11 @@ def inflated_negative_binomial(
             n += counts[j] != 0
         for j in counted[:n]:
             c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
-            value, slope = _above_zero(c, m, shape)
+            inverse = 1 / (m + shape)
+            value, slope = _above_zero(c, m, shape, inverse)
             t = np.float64(logs[j])
             out[i, j] = value - shape * t + kept[j]
             if by_mu is not None:
-                by_mu[i, j] = (c / m - 1) * shape / (m + shape)
-                by_theta[i, j] = m / (m + shape) - t + slope - c / (m + shape)
+                by_mu[i, j] = (c / m - 1) * shape * inverse
+                by_theta[i, j] = (m - c) * inverse - t + slope
                 by_zi[i, j] = -inflation[j]

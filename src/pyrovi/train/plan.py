@@ -164,6 +164,12 @@ class SVITrainingPlan(pl.LightningModule):
         self.pending_state: Mapping[str, Any] | None = None
         self._validated_epoch = -1
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning notes it forty times a step
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def _measuring_elbo(self) -> ELBO:
         """The ELBO whose value metrics are taken of."""
         if not has_differentiable_loss(self.elbo):
