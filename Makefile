@@ -20,7 +20,7 @@ help:
 	@echo "make test        run the whole test suite"
 	@echo "make lint        style, formatting, types, import order"
 	@echo "make docs        build the documentation into docs/_build/html; warnings are errors"
-	@echo "make bench       compare with scvi-tools on the real data of PYROVI_DATA (tests/benchmarks)"
+	@echo "make bench       compare with scvi-tools and NumPyro on the real data of PYROVI_DATA; memory and scaling"
 	@echo "make acceptance  judge the package on real data (tests/acceptance)"
 	@echo "make clean       remove what the targets wrote, except the virtual environment"
 	@echo "make clean-venv  remove the virtual environment"
@@ -54,6 +54,8 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/parity_scvi.py
 	$(BIN)/python tests/benchmarks/queries.py
 	$(BIN)/python tests/benchmarks/speed.py
+	$(BIN)/python tests/benchmarks/out_of_core.py --rounds 1
+	$(BIN)/python tests/benchmarks/scaling.py
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 acceptance: $(STAMP)

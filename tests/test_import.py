@@ -13,6 +13,7 @@ HEAVY = [
     "lightning",
     "matplotlib",
     "mudata",
+    "numba",
     "optuna",
     "pytorch_lightning",
     "rich",

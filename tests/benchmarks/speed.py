@@ -1,4 +1,4 @@
-"""Speed against scvi-tools and NumPyro; writes ``docs/benchmarks_speed.md``.
+"""Speed against scvi-tools and NumPyro, and of starting; writes ``docs/benchmarks_speed.md``.
 
 ``make bench`` runs it. Sides run in turn, each in a process of its own, on the same data and
 machine; ratios are taken round by round.
@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from speed_common import Job
 
 WORK = ROOT / ".benchmarks" / "speed"
 PAGE = ROOT / "docs" / "benchmarks_speed.md"
+
+
+IMPORT_RATIO = 1.2
+HELP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,30 @@ def seconds(side: str, python: str, job: Job) -> float:
     return float(json.loads(run.stdout.strip().splitlines()[-1])["seconds"])
 
 
+def wall(command: list[str]) -> float:
+    """Time of a process."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def starting(rounds: int) -> tuple[list[str], list[str]]:
+    """Rows of what it costs to start, and what takes too long; processes in turn, the shortest."""
+    base, ours, helped = [], [], []
+    for _ in range(2 * rounds):
+        base.append(wall([sys.executable, "-c", "import torch, pyro, anndata"]))
+        ours.append(wall([sys.executable, "-c", "import pyrovi"]))
+        helped.append(wall([str(Path(sys.executable).with_name("pyrovi")), "--help"]))
+    ratio = min(ours) / min(base)
+    rows = [
+        f"| `import pyrovi` | {_time([min(ours)])} | {ratio:.2f} x `import torch, pyro, anndata` | "
+        f"{IMPORT_RATIO:g} x |",
+        f"| `pyrovi --help` | {_time([min(helped)])} | | {HELP_SECONDS:g} s |",
+    ]
+    judged = {"import": ratio <= IMPORT_RATIO, "--help": min(helped) <= HELP_SECONDS}
+    return rows, [name for name, good in judged.items() if not good]
+
+
 def main() -> None:
     """Measure, judge, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -103,7 +132,13 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     if not arguments.only:
-        text = _PAGE.format(rows="\n".join(rows), rounds=arguments.rounds, machine=machine())
+        starts, late = starting(arguments.rounds)
+        slow += late
+        print(*starts, sep="\n")
+        text = _PAGE.format(
+            rows="\n".join(rows), starts="\n".join(starts), rounds=arguments.rounds,
+            machine=machine(),
+        )  # fmt: skip
         PAGE.write_text(text)
         print(f"Wrote {PAGE.relative_to(ROOT)}")
     if slow:
@@ -129,7 +164,12 @@ their own, on the same data, in turn with pyrovi. Times of densities are those o
 {rows}
 
 Ratios are medians over {rounds} alternating rounds, with their range; the peer is scvi-tools unless
-NumPyro is named.
+NumPyro is named. An epoch is a call of `train` for one epoch, after another one: what is done once
+for a data set or a process (checks of the data, compilation) is not in it, on either side.
+
+| starting | time | | at most |
+| --- | --- | --- | --- |
+{starts}
 
 Machine: {machine}.
 """

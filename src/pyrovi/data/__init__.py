@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyrovi.data import fields
+from pyrovi.data.collections import open_annbatch
 from pyrovi.data.manager import AnnDataManager
 from pyrovi.data.soma import open_soma
 from pyrovi.data.sources import CellSource
@@ -15,6 +16,7 @@ __all__ = [
     "AnnDataManagerValidationCheck",
     "CellSource",
     "fields",
+    "open_annbatch",
     "open_soma",
     "open_store",
     "shuffled_store",

@@ -8,17 +8,16 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.abc import CSRDataset
 
 from pyrovi._lazy import require
-from pyrovi.data.sources import read_rows
+from pyrovi.data.stored_matrix import StoredMatrix
 from pyrovi.errors import DataError, MissingKeyError
 
 _TILE_VALUES = 100_000
 """Values that TileDB stores together unless told otherwise."""
 
 
-class SomaMatrix(CSRDataset):
+class SomaMatrix(StoredMatrix):
     """Rows of a ``SparseNDArray`` of TileDB-SOMA: a :class:`~pyrovi.data.CellSource`.
 
     Parameters
@@ -29,7 +28,6 @@ class SomaMatrix(CSRDataset):
         Numbers of observations and of variables.
     """
 
-    is_sparse = True
     shuffled = False
 
     def __init__(self, uri: str, shape: tuple[int, int]) -> None:
@@ -59,16 +57,6 @@ class SomaMatrix(CSRDataset):
             table[name].to_numpy() for name in ("soma_dim_0", "soma_dim_1", "soma_data")
         )
         return sp.csr_matrix((values, (rows - start, columns)), shape=shape)
-
-    def __getitem__(self, index: Any) -> Any:
-        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        wanted = np.atleast_1d(np.arange(self.shape[0])[rows])
-        stored, back = np.unique(wanted, return_inverse=True)
-        return read_rows(self, stored)[back][:, columns]
-
-    def to_memory(self) -> Any:
-        """All rows."""
-        return self.read(0, self.shape[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.uri, self.shape))

@@ -122,9 +122,9 @@ def shuffled_store(
     _suffix(target, exists=False)
     with ExitStack() as stack:
         roots = [stack.enter_context(_root(file)) for file in files]
-        sources = [_source(root, file, layer) for root, file in zip(roots, files, strict=True)]
-        var = _common_var(roots, files)
-        obs = _joined_obs(roots, files)
+        sources = [source_of(root, file, layer) for root, file in zip(roots, files, strict=True)]
+        var = common_var(roots, files)
+        obs = joined_obs(roots, files)
         n_rows = [source.shape[0] for source in sources]
         if sum(n_rows) != len(obs) or any(source.shape[1] != len(var) for source in sources):
             raise DataError(
@@ -252,7 +252,8 @@ def _matrix(node: Any) -> Any:
     return sparse_dataset(node) if "shape" in node.attrs else node
 
 
-def _source(root: Any, path: Path, layer: str | None) -> ArraySource | CSRSource:
+def source_of(root: Any, path: Path, layer: str | None) -> ArraySource | CSRSource:
+    """Matrix of a store."""
     layers = root.get("layers", {})
     group, key = (root, "X") if layer is None else (layers, layer)
     if key not in group:
@@ -272,7 +273,7 @@ def _source(root: Any, path: Path, layer: str | None) -> ArraySource | CSRSource
     return source
 
 
-def _common_var(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
+def common_var(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
     """``var`` of the first file, whose names all others must have."""
     first: pd.DataFrame = read_elem(roots[0]["var"])
     for root, file in zip(roots[1:], files[1:], strict=True):
@@ -292,7 +293,7 @@ def _common_var(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
     return first
 
 
-def _joined_obs(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
+def joined_obs(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
     """``obs`` of all files, one after the other, with the columns that all share."""
     tables = [anndata.AnnData(obs=read_elem(root["obs"])) for root in roots]
     obs: pd.DataFrame = (
