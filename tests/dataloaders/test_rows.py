@@ -125,6 +125,16 @@ def test_dense_rows_of_a_csr_matrix(stored: Any, dtype: Any) -> None:
             rows.dense(np.array([0, beyond]), np.dtype(dtype))
 
 
+@pytest.mark.parametrize(
+    ("part", "value"), [("indices", 5), ("indices", -1), ("indptr", 4), ("indptr", -1)]
+)
+def test_damaged_csr_matrices_are_refused(part: str, value: int) -> None:
+    matrix = sp.csr_matrix(np.eye(3, 5))
+    getattr(matrix, part)[2] = value
+    with pytest.raises(DataError, match="damaged"):
+        as_rows("X", matrix)
+
+
 def test_vectors_on_disk_become_columns(tmp_path: Path) -> None:
     vector = np.arange(60.0)
     for source in (

@@ -74,6 +74,7 @@ class SparseRows(Rows):
             index = np.int64 if wide else np.int32
             matrix.indptr = matrix.indptr.astype(index, copy=False)
             matrix.indices = matrix.indices.astype(index, copy=False)
+        _check_csr(matrix)
         self.source = matrix
         self.shape = matrix.shape
 
@@ -95,6 +96,23 @@ class SparseRows(Rows):
         matrix = self.source
         run(dense_rows, *out.shape, index, matrix.indptr, matrix.indices, matrix.data, out)
         return out
+
+
+def _check_csr(matrix: Any) -> None:
+    """Refuse a matrix that points outside of itself: compiled loops would follow it anywhere."""
+    indptr, indices, columns = matrix.indptr, matrix.indices, matrix.shape[1]
+    n_values = min(len(indices), len(matrix.data))
+    sound = len(indptr) == matrix.shape[0] + 1 and indptr[0] == 0 and indptr[-1] <= n_values
+    if not sound or (np.diff(indptr) < 0).any():
+        raise DataError(
+            f"A CSR matrix of shape {matrix.shape} with {n_values} values is damaged: indptr must "
+            "begin at 0, never fall and end at the number of values. Read or build it anew."
+        )
+    if len(indices) and not 0 <= indices.min() <= indices.max() < columns:
+        raise DataError(
+            f"A CSR matrix with {columns} columns is damaged: its indices reach from "
+            f"{indices.min()} to {indices.max()}. Read or build it anew."
+        )
 
 
 class BackedRows(Rows):
