@@ -335,6 +335,15 @@ def test_impossible_data(method: str, make: Any, wrong: float, message: str) -> 
     assert not model.is_trained
 
 
+def test_data_that_have_become_impossible() -> None:
+    data = table().assign(y=1.0)
+    model = pv.from_pyro(observes(lambda a: dist.Bernoulli(logits=a)), data)
+    model.train(1, **QUIET)
+    model.adata.obs.loc["row3", "y"] = 2.0
+    message = "2 for observation 'row3'.*Bernoulli.*0 or 1"
+    refused(DataError, message, lambda: model.train(1, **QUIET))
+
+
 def test_codes_beyond_the_plate() -> None:
     def story(k: Any, y: Any) -> None:
         with pv.plate("group", 2):

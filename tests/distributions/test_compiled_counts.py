@@ -1,4 +1,4 @@
-"""The sparse form of the (zero-inflated) negative binomial against the plain formula."""
+"""The compiled loops of counts against the plain formulas."""
 
 from __future__ import annotations
 
@@ -92,6 +92,18 @@ def test_means_of_zero_and_broken_counts() -> None:
     for a, b in zip(gradients(compiled_counts.log_mass, *inside), gradients(plain, *inside),
                     strict=True):  # fmt: skip
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, -3.0, -1000.0, -0.5, np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("inflated", [False, True])
+def test_what_is_no_count_is_told_apart(inflated: bool, wrong: float) -> None:
+    """Unchecked data must not be taken for counts, nor reach beyond the tables."""
+    x, mu, theta, *zi = arguments(inflated=inflated)
+    mu[:], theta[:] = 1.0, 1.5
+    x[3, 4] = wrong
+    given = (x, mu, theta, *zi)
+    found, wanted = compiled_counts.log_mass(*given), plain(*given)
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7, equal_nan=True)
 
 
 def test_poisson_distributions() -> None:

@@ -108,7 +108,7 @@ def _above_zero(x: float, mu: float, theta: float, inverse: float) -> tuple[floa
     and :math:`\psi(x + \theta) - \psi(\theta)`; ``inverse`` is :math:`1 / (\mu + \theta)`.
     """
     p = mu * inverse
-    if x <= _FEW and x == math.floor(x):
+    if 0 <= x <= _FEW and x == math.floor(x):
         product, slope = 1.0, 0.0  # of the factors (theta + k) p, and its derivative by theta
         for k in range(int(x)):
             factor = (theta + k) * p

@@ -114,7 +114,7 @@ class BaseModelClass(ABC):
         self._row_names: pd.Index | None = None
         self._history: dict[str, dict[int, float]] = {}
         self._training: training.TrainingRecord | None = None
-        self._checked_data: AnnDataManager | None = None  # by check_possible
+        self._checked_data: tuple[Any, ...] = ()  # by check_possible
         self._restarts: list[dict[str, torch.Tensor]] = []
         self._restart_records: list[restarts.RestartRecord] = []
         self.is_trained = False

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import scipy.sparse as sp
 import torch
 from pyro import poutine
 from torch.distributions import constraints
 
 from pyrovi._rng import stream
+from pyrovi.dataloaders import AnnTorchDataset
 from pyrovi.errors import DataError, ModelError, PyroviError
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.handlers import Substitute
@@ -21,6 +23,7 @@ from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.stories import latent_values
 
 if TYPE_CHECKING:
+    from pyrovi.data import AnnDataManager
     from pyrovi.model.base import BaseModelClass
 
 MAX_OBS = 10_000
@@ -43,8 +46,7 @@ _FIXED = {
 def check_possible(model: BaseModelClass) -> None:
     """Refuse data that the distribution of an observed site gives no density.
 
-    This takes a part of an epoch, and is done once: later changes of the registered data are for
-    ``AnnDataManager.validate`` to find.
+    This takes a part of an epoch, and is done again only when the data have changed.
 
     Parameters
     ----------
@@ -59,7 +61,8 @@ def check_possible(model: BaseModelClass) -> None:
         If the model fails on its data, although it ran on made-up ones.
     """
     manager = model.adata_manager
-    if not model.sites.names(Role.OBSERVED) or model._checked_data is manager:
+    seen = _digest(manager)
+    if not model.sites.names(Role.OBSERVED) or model._checked_data == seen:
         return
     n_obs = int(manager.n_obs)
     chosen = np.unique(np.linspace(0, n_obs - 1, min(n_obs, MAX_OBS)).astype(int))
@@ -69,7 +72,17 @@ def check_possible(model: BaseModelClass) -> None:
         _check_rows(model, chosen)
     finally:
         model.module.use_posterior(before)
-    model._checked_data = manager
+    model._checked_data = seen
+
+
+def _digest(manager: AnnDataManager) -> tuple[Any, ...]:
+    """Numbers that change with the values of the registered data, at the cost of a look at each."""
+    found: list[Any] = [id(manager)]
+    for name, container in AnnTorchDataset(manager).data.items():
+        values = container.data if sp.issparse(container) else container
+        if isinstance(values, np.ndarray) and values.size:
+            found += [name, values.shape, *(float(f(values)) for f in (np.sum, np.min, np.max))]
+    return tuple(found)
 
 
 def _check_rows(model: BaseModelClass, chosen: np.ndarray) -> None:
