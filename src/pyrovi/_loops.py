@@ -20,13 +20,35 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_workers.clear)  # threads do not survive a fork
 
 
-def compiled(loop: Callable[..., None]) -> Any:
+def compiled(loop: Callable[..., None]) -> Loop:
     """Compile a function when it is first called; its machine code is kept for other processes."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(loop, cache=True, **options)
-    except RuntimeError:  # there is no folder to keep machine code in
-        return numba.njit(loop, **options)
+    return Loop(loop)
+
+
+class Loop:
+    """A function that numba compiles.
+
+    Where machine code cannot be kept (no folder, or a full disk) every process compiles its own.
+    """
+
+    def __init__(self, loop: Callable[..., None]) -> None:
+        self.loop = loop
+        try:
+            self._compiled = self._compile(cache=True)
+        except RuntimeError:  # numba found no folder
+            self._compiled = self._compile(cache=False)
+
+    def _compile(self, cache: bool) -> Any:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+        return numba.njit(self.loop, cache=cache, **options)
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run it."""
+        try:
+            self._compiled(*arguments)
+        except OSError:  # of numba's files: the loop itself touches none
+            self._compiled = self._compile(cache=False)
+            self._compiled(*arguments)
 
 
 def run(loop: Any, rows: int, columns: int, *arguments: Any) -> None:

@@ -8,11 +8,11 @@ import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 
-KEPT = 2**28
-"""Bytes of freed memory that the process keeps."""
+KEPT = 2**27
+"""Bytes of freed memory at the end of the heap that the process keeps."""
 
-LARGEST = 2**26
-"""Blocks of more bytes go back to the system when they are freed."""
+LARGEST = 2**25
+"""Blocks of more bytes go back to the system when they are freed. No glibc takes more."""
 
 
 @functools.cache
@@ -28,6 +28,7 @@ def keep_freed() -> None:
     if decided or os.name != "posix":
         return
     library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(_MMAP_THRESHOLD, LARGEST)
+    is_glibc = hasattr(library, "gnu_get_libc_version")
+    if is_glibc and library.mallopt(_MMAP_THRESHOLD, LARGEST):
+        # alone this would stop glibc from adapting the other
         library.mallopt(_TRIM_THRESHOLD, KEPT)

@@ -165,7 +165,8 @@ their own, on the same data, in turn with pyrovi. Times of densities are those o
 
 Ratios are medians over {rounds} alternating rounds, with their range; the peer is scvi-tools unless
 NumPyro is named. An epoch is a call of `train` for one epoch, after another one: what is done once
-for a data set or a process (checks of the data, compilation) is not in it, on either side.
+for a data set or a process (checks of the data, compilation, Pyro's validation in the first epoch)
+is not in it, on either side.
 
 | starting | time | | at most |
 | --- | --- | --- | --- |

@@ -276,3 +276,13 @@ def test_backed_zarr_with_workers(
         )
         for batch in loader:
             np.testing.assert_array_equal(batch["X"].numpy(), x[batch.indices])
+
+
+def own_form(batch: Minibatch) -> tuple[str, int]:
+    return "own", batch.n
+
+
+@pytest.mark.parametrize("options", [{}, {"load_sparse_tensor": True}, {"num_workers": 1}])
+def test_a_collate_fn_of_ones_own_is_used(manager: AnnDataManager, options: Any) -> None:
+    loader = AnnDataLoader(manager, batch_size=10, collate_fn=own_form, **options)
+    assert next(iter(loader)) == ("own", 10)

@@ -101,7 +101,14 @@ def open_annbatch(path: str | os.PathLike[str]) -> anndata.AnnData:
     roots = list(groups.values())
     sources = [source_of(root, name, None) for root, name in zip(roots, names, strict=True)]
     var = common_var(roots, names)
-    joined = JoinedMatrix([_csr(s, n) for s, n in zip(sources, names, strict=True)], shuffled=True)
+    if list(groups) != list(range(len(groups))):
+        raise DataError(
+            f"{str(where)!r} has the datasets {list(groups)}; expected all from 0 on: parts are "
+            "missing."
+        )
+    parts = [_csr(source, name) for source, name in zip(sources, names, strict=True)]
+    # files say nothing about their order
+    joined = JoinedMatrix(parts, shuffled=not isinstance(roots[0], h5py.File))
     return anndata.AnnData(joined, obs=joined_obs(roots, names), var=var)
 
 

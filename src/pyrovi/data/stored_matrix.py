@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from anndata.abc import CSRDataset
@@ -27,9 +27,14 @@ class StoredMatrix(CSRDataset):
 
     def __getitem__(self, index: Any) -> Any:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        wanted = np.atleast_1d(np.arange(self.shape[0])[rows])
+        wanted = np.ravel(np.arange(self.shape[0])[rows])  # AnnData asks with np.ix_
         stored, back = np.unique(wanted, return_inverse=True)
-        return read_rows(self, stored)[back][:, columns]  # type: ignore[arg-type]
+        own = np.ravel(np.arange(self.shape[1])[columns])
+        return read_rows(self, stored)[back][:, own]  # type: ignore[arg-type]
+
+    def copy(self) -> Self:
+        """The same: it cannot be written to."""
+        return self
 
     def to_memory(self) -> Any:
         """All rows."""

@@ -235,7 +235,7 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
 
     def _together(self) -> Iterator[Any]:
         """Minibatches of this process, without the workings of torch's loader."""
-        return map(self.dataset.__getitem__, iter(self.sampler))  # the order is that of now
+        return self._collated(map(self.dataset.__getitem__, iter(self.sampler)))  # that of now
 
     def _from_disk(self) -> Iterator[Any]:
         """Minibatches out of a buffer, while a thread reads the next one."""
@@ -246,8 +246,12 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
             buffers = grouped(iter(self.sampler), math.prod(self._rows.buffer_sizes()))
         read = ((dataset.loaded(batches), batches) for batches in buffers)
         # no name is bound to a buffer here: it is let go before the next one is waited for
-        made = itertools.chain.from_iterable(itertools.starmap(_minibatches, prefetched(read)))
+        taken = itertools.chain.from_iterable(itertools.starmap(_minibatches, prefetched(read)))
+        made = self._collated(taken)
         return map(pin_memory, made) if self.pin_memory and torch.cuda.is_available() else made
+
+    def _collated(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches if self.collate_fn is _unchanged else map(self.collate_fn, batches)
 
 
 def _minibatches(dataset: Any, batches: Iterable[NDArray[np.int64]]) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from pyrovi._eager import is_eager, transforms
 from pyrovi.distributions.log_pmf import log_nb_positive, log_poisson, log_zinb_positive
@@ -128,11 +129,13 @@ class _DrawsOfLogMass(torch.autograd.Function):
         size = info.batch_size
         moved = [_first(part, dim, size) for part, dim in zip(given, in_dims, strict=True)]
         x, mu, theta, zi_logits = moved
+        counts = given[0]
+        assert counts is not None
         assert x is not None
         assert mu is not None
         if theta is None or in_dims[2] is None or theta.shape == mu.shape:
-            if in_dims[0] is None:
-                x = given[0]  # the loops repeat it
+            if in_dims[0] is None and not is_batchedtensor(counts):
+                x = counts  # the loops repeat it
             own = given[2]
             if in_dims[2] is None and own is not None and own.numel() == own.shape[-1]:
                 theta = own
@@ -208,7 +211,9 @@ def _evaluate(
     if zi_logits is None:
         loop = count_loops.poisson if theta is None else count_loops.negative_binomial
     wanted = [True, *(gradients and t is not None for t in (mu, theta, zi_logits))]
-    out = [torch.empty(mu.shape, dtype=mu.dtype) if want else None for want in wanted]
+    out = [
+        torch.empty(mu.shape, dtype=mu.dtype, device=mu.device) if want else None for want in wanted
+    ]
     columns = mu.shape[-1]
     matrices = [_rows(t, columns) for t in (x, mu, theta, zi_logits, *out)]
     run(loop, mu.numel() // columns, columns, *matrices)

@@ -107,8 +107,10 @@ def _above_zero(x: float, mu: float, theta: float, inverse: float) -> tuple[floa
     These are :math:`\log [\Gamma(x + \theta) / (\Gamma(\theta) x!)] + x \log[\mu / (\mu + \theta)]`
     and :math:`\psi(x + \theta) - \psi(\theta)`; ``inverse`` is :math:`1 / (\mu + \theta)`.
     """
+    if not (0 < x < math.inf and 0 < theta < math.inf and 0 <= mu < math.inf):
+        return math.nan, math.nan
     p = mu * inverse
-    if 0 <= x <= _FEW and x == math.floor(x):
+    if x <= _FEW and x == math.floor(x):
         product, slope = 1.0, 0.0  # of the factors (theta + k) p, and its derivative by theta
         for k in range(int(x)):
             factor = (theta + k) * p
@@ -132,9 +134,11 @@ def poisson(
     for i in range(start, stop):
         for j in range(mu.shape[1]):
             c, m = np.float64(x[i % len(x), j]), np.float64(mu[i, j])
-            value, slope = -m, -1.0
-            if c != 0:
-                value += c * math.log(m) - (math.lgamma(c + 1) if c > 1 else 0.0)
+            value, slope = -m, np.float64(-1)
+            if not (0 <= c < math.inf and 0 <= m < math.inf):
+                value = np.float64(np.nan)
+            elif c != 0:
+                value += c * math.log(m) - (math.lgamma(c + 1) if c != 1 else 0.0)
                 slope += c / m
             out[i, j] = value
             if by_mu is not None:
@@ -148,12 +152,15 @@ def negative_binomial(
 ) -> None:  # fmt: skip
     """Negative binomial distribution with means ``mu`` and inverse dispersions ``theta``."""
     number, columns = mu.dtype.type, mu.shape[1]
-    one, largest = number(1), number(np.finfo(np.float32).max)
+    zero, one, largest = number(0), number(1), number(np.finfo(np.float32).max)
+    infinity, nan = number(np.inf), number(np.nan)
     counted = np.empty(columns + 1, np.int32)
     for i in range(start, stop):
         counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
         for j in range(columns):
-            r = min(mu[i, j] / own[j], largest)
+            valid = (mu[i, j] >= zero) & (mu[i, j] < infinity)
+            valid &= (own[j] > zero) & (own[j] < infinity)
+            r = min(mu[i, j] / own[j], largest) + (zero if valid else nan)
             u = one + r
             g = one / u
             t = _log(u) + (r - (u - one)) * g
@@ -182,12 +189,16 @@ def inflated_negative_binomial(
     """The same with extra zeros, whose log-odds are ``zi``."""
     number, columns = mu.dtype.type, mu.shape[1]
     zero, one, largest = number(0), number(1), number(np.finfo(np.float32).max)
+    infinity, nan = number(np.inf), number(np.nan)
     counted = np.empty(columns + 1, np.int32)
     logs, kept, inflation = np.empty((3, columns), mu.dtype)
     for i in range(start, stop):
         counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
         for j in range(columns):
-            r = min(mu[i, j] / own[j], largest)
+            valid = (mu[i, j] >= zero) & (mu[i, j] < infinity) & (zi[i, j] == zi[i, j])
+            valid &= (own[j] > zero) & (own[j] < infinity)
+            broken = zero if valid else nan
+            r = min(mu[i, j] / own[j], largest) + broken
             u = one + r
             g = one / u
             t = _log(u) + (r - (u - one)) * g
@@ -196,13 +207,13 @@ def inflated_negative_binomial(
             e, s = _exp(-abs(a - b)), _exp(-abs(a))
             whole, share = one / (one + e), one / (one + s)
             pi, log_kept = (one if a > zero else s) * share, _log(share) - max(a, zero)
-            logs[j], kept[j], inflation[j] = t, log_kept, pi
-            out[i, j] = max(a, b) - _log(whole) + log_kept
+            logs[j], kept[j], inflation[j] = t, log_kept + broken, pi + broken
+            out[i, j] = max(a, b) - _log(whole) + log_kept + broken
             if by_mu is not None:
                 other = (e if a > b else one) * whole  # probability that it is not an extra zero
                 by_mu[i, j] = -g * other
                 by_theta[i, j] = (r * g - t) * other
-                by_zi[i, j] = (one if a > b else e) * whole - pi
+                by_zi[i, j] = (one if a > b else e) * whole - pi + broken
         for j in range(columns):
             counted[n] = j
             n += counts[j] != 0

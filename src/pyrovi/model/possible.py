@@ -77,11 +77,12 @@ def check_possible(model: BaseModelClass) -> None:
 
 def _digest(manager: AnnDataManager) -> tuple[Any, ...]:
     """Numbers that change with the values of the registered data, at the cost of a look at each."""
-    found: list[Any] = [id(manager)]
+    found: list[Any] = [manager]
     for name, container in AnnTorchDataset(manager).data.items():
         values = container.data if sp.issparse(container) else container
         if isinstance(values, np.ndarray) and values.size:
-            found += [name, values.shape, *(float(f(values)) for f in (np.sum, np.min, np.max))]
+            total = values.sum(dtype=np.float64)
+            found += [name, values.shape, float(total), float(values.min()), float(values.max())]
     return tuple(found)
 
 

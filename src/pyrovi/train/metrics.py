@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Distribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from pyro.infer.util import is_validation_enabled
@@ -17,7 +18,7 @@ from torch.distributions import kl_divergence
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.module.handlers import is_latent, is_random
+from pyrovi.module.handlers import is_random
 from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.plates import OBS_PLATE
 
@@ -130,7 +131,16 @@ def enumerated_parts(
 def reparametrised(traces: list[tuple[poutine.Trace, poutine.Trace]]) -> bool:
     """Whether gradients flow through every draw of the guide: the ELBO's is that of its terms."""
     sites: Iterator[Any] = (node for _, guide in traces for node in guide.nodes.values())
-    return all(node["fn"].has_rsample for node in sites if is_latent(node))
+    return all(_has_no_score(node["fn"]) for node in sites if is_random(node))
+
+
+def _has_no_score(fn: Any) -> bool:
+    """Whether a site adds no score function to the gradient; a factor says so itself."""
+    if not fn.has_rsample:
+        return False
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).score_parts is Distribution.score_parts  # rejection samplers have their own
 
 
 def surrogate_loss(traces: list[tuple[poutine.Trace, poutine.Trace]], elbo: Any) -> Tensor:

@@ -292,6 +292,9 @@ class SVITrainingPlan(pl.LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Forget the gradients, without the profiling of torch's method."""
+        if type(optimizer).zero_grad is not Optimizer.zero_grad:
+            optimizer.zero_grad()
+            return
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
