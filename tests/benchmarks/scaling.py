@@ -157,9 +157,9 @@ def draw(results: dict[Point, dict[str, float]]) -> None:
             axis.grid(alpha=0.3)
             if column == 0:
                 axis.set_ylabel(label)
-            axis.set_ylim(bottom=0)
         axes[1, column].set_xlabel(title)
-    axes[0, 0].set_yscale("log")
+    for first, *_ in axes:  # once all that share the scale are drawn
+        first.set_ylim(bottom=0)
     figure.tight_layout()
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE)
