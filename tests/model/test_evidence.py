@@ -167,7 +167,7 @@ def test_queries_leave_no_trace(column: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_elbo_of_held_out_cells_is_the_same_without_the_sparse_kernels(
+def test_elbo_of_held_out_cells_is_the_same_without_the_compiled_loops(
     likelihood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adata = synthetic_iid(batch_size=100, n_genes=200, n_proteins=0, sparse_format="csr_matrix")

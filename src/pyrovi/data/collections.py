@@ -97,15 +97,15 @@ def open_annbatch(path: str | os.PathLike[str]) -> anndata.AnnData:
     if not where.is_dir():
         raise DataError(f"There is no folder {str(where)!r}; a collection of annbatch is one.")
     groups = _groups(where)
-    names = [where / f"dataset_{number}" for number in groups]
-    roots = list(groups.values())
-    sources = [source_of(root, name, None) for root, name in zip(roots, names, strict=True)]
-    var = common_var(roots, names)
     if list(groups) != list(range(len(groups))):
         raise DataError(
             f"{str(where)!r} has the datasets {list(groups)}; expected all from 0 on: parts are "
             "missing."
         )
+    names = [where / f"dataset_{number}" for number in groups]
+    roots = list(groups.values())
+    sources = [source_of(root, name, None) for root, name in zip(roots, names, strict=True)]
+    var = common_var(roots, names)
     parts = [_csr(source, name) for source, name in zip(sources, names, strict=True)]
     # files say nothing about their order
     joined = JoinedMatrix(parts, shuffled=not isinstance(roots[0], h5py.File))

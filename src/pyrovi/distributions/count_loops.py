@@ -122,6 +122,31 @@ def _above_zero(x: float, mu: float, theta: float, inverse: float) -> tuple[floa
     return value, _digamma(x + theta) - _digamma(theta)
 
 
+@numba.njit(inline="always")
+def _zero_terms(mu: Any, theta: Any, known: Any, constants: Any) -> Any:
+    """The ratio r, g and t of a count of zero; all NaN where a parameter is none.
+
+    ``known`` says whether further parameters are numbers; ``constants`` are 0, 1, the largest ratio
+    and infinity, in the type of the means.
+    """
+    zero, one, largest, infinity = constants
+    valid = known & (mu >= zero) & (mu < infinity) & (theta > zero) & (theta < infinity)
+    r = min(mu / theta, largest) + (zero if valid else infinity - infinity)
+    u = one + r
+    g = one / u
+    return r, g, _log(u) + (r - (u - one)) * g
+
+
+@numba.njit(inline="always")
+def _find_counts(counts: Any, found: Any) -> int:
+    """Write the positions of counts that are not zero, without a branch; how many there are."""
+    n = 0
+    for j in range(len(counts)):
+        found[n] = j
+        n += counts[j] != 0
+    return n
+
+
 # -------------------------------------------------------------------------- loops
 
 
@@ -152,26 +177,17 @@ def negative_binomial(
 ) -> None:  # fmt: skip
     """Negative binomial distribution with means ``mu`` and inverse dispersions ``theta``."""
     number, columns = mu.dtype.type, mu.shape[1]
-    zero, one, largest = number(0), number(1), number(np.finfo(np.float32).max)
-    infinity, nan = number(np.inf), number(np.nan)
+    constants = number(0), number(1), number(np.finfo(np.float32).max), number(np.inf)
     counted = np.empty(columns + 1, np.int32)
     for i in range(start, stop):
-        counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
+        counts, own = x[i % len(x)], theta[i % len(theta)]
         for j in range(columns):
-            valid = (mu[i, j] >= zero) & (mu[i, j] < infinity)
-            valid &= (own[j] > zero) & (own[j] < infinity)
-            r = min(mu[i, j] / own[j], largest) + (zero if valid else nan)
-            u = one + r
-            g = one / u
-            t = _log(u) + (r - (u - one)) * g
+            r, g, t = _zero_terms(mu[i, j], own[j], True, constants)
             out[i, j] = -own[j] * t
             if by_mu is not None:
                 by_mu[i, j] = -g
                 by_theta[i, j] = r * g - t
-        for j in range(columns):
-            counted[n] = j
-            n += counts[j] != 0
-        for j in counted[:n]:
+        for j in counted[: _find_counts(counts, counted)]:
             c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
             inverse = 1 / (m + shape)
             value, slope = _above_zero(c, m, shape, inverse)
@@ -188,20 +204,15 @@ def inflated_negative_binomial(
 ) -> None:  # fmt: skip
     """The same with extra zeros, whose log-odds are ``zi``."""
     number, columns = mu.dtype.type, mu.shape[1]
-    zero, one, largest = number(0), number(1), number(np.finfo(np.float32).max)
-    infinity, nan = number(np.inf), number(np.nan)
+    zero, one, nan = number(0), number(1), number(np.nan)
+    constants = zero, one, number(np.finfo(np.float32).max), number(np.inf)
     counted = np.empty(columns + 1, np.int32)
     logs, kept, inflation = np.empty((3, columns), mu.dtype)
     for i in range(start, stop):
-        counts, own, n = x[i % len(x)], theta[i % len(theta)], 0
+        counts, own = x[i % len(x)], theta[i % len(theta)]
         for j in range(columns):
-            valid = (mu[i, j] >= zero) & (mu[i, j] < infinity) & (zi[i, j] == zi[i, j])
-            valid &= (own[j] > zero) & (own[j] < infinity)
-            broken = zero if valid else nan
-            r = min(mu[i, j] / own[j], largest) + broken
-            u = one + r
-            g = one / u
-            t = _log(u) + (r - (u - one)) * g
+            r, g, t = _zero_terms(mu[i, j], own[j], zi[i, j] == zi[i, j], constants)
+            broken = zero if t == t else nan
             # p = pi + (1 - pi) exp(b), with log-odds a of pi; e and s are ratios of exponentials
             a, b = zi[i, j], -own[j] * t
             e, s = _exp(-abs(a - b)), _exp(-abs(a))
@@ -214,10 +225,7 @@ def inflated_negative_binomial(
                 by_mu[i, j] = -g * other
                 by_theta[i, j] = (r * g - t) * other
                 by_zi[i, j] = (one if a > b else e) * whole - pi + broken
-        for j in range(columns):
-            counted[n] = j
-            n += counts[j] != 0
-        for j in counted[:n]:
+        for j in counted[: _find_counts(counts, counted)]:
             c, m, shape = np.float64(counts[j]), np.float64(mu[i, j]), np.float64(own[j])
             inverse = 1 / (m + shape)
             value, slope = _above_zero(c, m, shape, inverse)
