@@ -12,7 +12,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import answer_of
 
 N_GENES = 2000
 BATCH_SIZE = 128
@@ -120,12 +120,8 @@ def peak_gib() -> float:
 
 def run(job: str, *arguments: Any) -> dict[str, Any]:
     """A job in a process of its own."""
-    command = [sys.executable, __file__, "--job", json.dumps([job, *map(str, arguments)])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{job} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    whole = json.dumps([job, *map(str, arguments)])
+    return dict(answer_of(sys.executable, __file__, "--job", whole))
 
 
 def work(job: str, *arguments: str) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 
+from children import answer_of
 from peers import HERE, ROOT, peer_python
 from run import machine
 
@@ -50,10 +50,7 @@ MARGINAL_SECONDS = 2.0
 
 def seconds(python: str, script: str, job: str) -> float:
     """Time of the measured call, as the script prints it."""
-    run = subprocess.run([python, str(HERE / script), job], capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{script} failed:\n{run.stderr[-3000:]}")
-    return float(json.loads(run.stdout.strip().splitlines()[-1])["seconds"])
+    return float(answer_of(python, HERE / script, job)["seconds"])
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from children import answer_of
 from out_of_core import N_GENES, load, peak_gib, simulate
 from peers import ROOT
 from run import machine
@@ -121,12 +121,7 @@ def measured(point: Point, folder: Path) -> dict[str, float]:
 
 def run_job(*job: str) -> dict[str, Any]:
     """What a job finds in a process of its own."""
-    command = [sys.executable, __file__, "--job", *job]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{job} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    return dict(answer_of(sys.executable, __file__, "--job", *job))
 
 
 def flatness(results: dict[Point, dict[str, float]]) -> tuple[int, float]:

@@ -7,7 +7,6 @@ machine; ratios are taken round by round.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+from children import answer_of
 from peers import HERE, ROOT, peer_python
 from run import machine
 from scipy import sparse
@@ -72,12 +72,9 @@ def counts(source: Path) -> Path:
 
 def seconds(side: str, python: str, job: Job) -> float:
     """Median time of the measured call."""
-    command = [python, str(HERE / f"speed_{side}.py"), job.text]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if run.returncode:
-        raise SystemExit(f"{side} failed:\n{run.stderr[-3000:]}")
-    return float(json.loads(run.stdout.strip().splitlines()[-1])["seconds"])
+    found = answer_of(python, HERE / f"speed_{side}.py", job.text, env=environment)
+    return float(found["seconds"])
 
 
 def wall(command: list[str]) -> float:

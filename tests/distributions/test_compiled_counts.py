@@ -8,7 +8,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyrovi import _loops
 from pyrovi.distributions import (
     NegativeBinomial,
     Poisson,
@@ -147,21 +146,6 @@ def test_poisson_masses_of_fractions() -> None:
     torch.testing.assert_close(compiled_counts.log_mass(x, mu), log_poisson(x, mu))
 
 
-def test_rows_are_shared_out_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_loops, "_WORTH_A_THREAD", 1000)
-    threads = torch.get_num_threads()
-    given = arguments(torch.float32)
-    alone = gradients(compiled_counts.log_mass, *given)
-    try:
-        torch.set_num_threads(3)
-        together = gradients(compiled_counts.log_mass, *given)
-    finally:
-        torch.set_num_threads(threads)
-    assert 3 in _loops._workers
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_counts_and_means_of_draws_within_draws() -> None:
     rates, data = torch.rand(5, 150) + 0.5, torch.poisson(torch.rand(3, 128, 150) * 3)
 
@@ -174,20 +158,6 @@ def test_counts_and_means_of_draws_within_draws() -> None:
         found = torch.func.vmap(inner, (0, None))(data, rates)
     wanted = torch.stack([torch.stack([log_prob(x, rate) for rate in rates]) for x in data])
     torch.testing.assert_close(found, wanted)
-
-
-def test_a_full_disk_does_not_stop_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    def double(x: np.ndarray, start: int, stop: int) -> None:
-        for i in range(start, stop):
-            x[i] *= 2
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    loop, x = _loops.Loop(double), np.ones(4)
-    monkeypatch.setattr(loop, "_compiled", full)
-    loop(x, 0, 3)
-    assert x.tolist() == [2, 2, 2, 1]
 
 
 def test_poisson_distributions() -> None:

@@ -252,7 +252,10 @@ class MinibatchDataset(Dataset[Minibatch]):
         items = self.rows[index]
         if self.as_numpy:
             return items
-        tensors = {name: torch.as_tensor(value) for name, value in items.items()}
+        tensors = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in items.items()
+        }
         return Minibatch(tensors, torch.as_tensor(index), self.n_obs)
 
 

@@ -11,12 +11,20 @@ from pyrovi._loops import compiled
 
 @compiled
 def dense_rows(
-    index: Any, indptr: Any, indices: Any, data: Any, out: Any, start: int, stop: int
+    index: Any, indptr: Any, indices: Any, data: Any, unique: bool, out: Any, start: int, stop: int
 ) -> None:
-    """Write rows of a CSR matrix into a dense one; values at one place are added up."""
+    """Write rows of a CSR matrix into a dense one.
+
+    Values at one place are added up, unless every place is known to have one (``unique``).
+    """
     for i in range(start, stop):
         row = out[i]
         row[:] = 0
-        for p in range(indptr[index[i]], indptr[index[i] + 1]):
-            # unsigned, or the compiler would allow for positions from the end
-            row[np.uint64(indices[np.uint64(p)])] += data[np.uint64(p)]
+        values = range(indptr[index[i]], indptr[index[i] + 1])
+        # positions are unsigned, or the compiler would allow for those from the end
+        if unique:
+            for p in values:
+                row[np.uint64(indices[np.uint64(p)])] = data[np.uint64(p)]
+        else:
+            for p in values:
+                row[np.uint64(indices[np.uint64(p)])] += data[np.uint64(p)]

@@ -29,6 +29,9 @@ from pyrovi.distributions.log_pmf import log_nb_positive, log_poisson, log_zinb_
 SMALLEST = 2**14
 """Number of values from which the loops are faster than the formula."""
 
+_NANOSECONDS = 4.0
+"""About how long a value takes, with its derivatives."""
+
 
 def applies(
     x: Tensor, mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None = None
@@ -216,7 +219,7 @@ def _evaluate(
     ]
     columns = mu.shape[-1]
     matrices = [_rows(t, columns) for t in (x, mu, theta, zi_logits, *out)]
-    run(loop, mu.numel() // columns, columns, *matrices)
+    run(loop, mu.numel() // columns, _NANOSECONDS * mu.numel(), *matrices)
     return [t for t in out if t is not None]
 
 
