@@ -32,7 +32,7 @@ def run(SCVI: Any, AnnDataLoader: Any, NegativeBinomial: Any, ZINB: Any, **optio
         return
     manager = SCVI(adata).adata_manager
     loader = AnnDataLoader(manager, batch_size=job.batch_size, shuffle=True)
-    answer(measure(lambda: sum(len(batch["X"]) for batch in loader), job.repeats))
+    answer(measure(lambda: sum(len(batch["X"]) for batch in loader), 10 * job.repeats))
 
 
 def _log_prob(job: Job, adata: anndata.AnnData, NegativeBinomial: Any, ZINB: Any) -> None:

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 2**27
 """Size of the observations on disk that are held in memory at a time; as many are being read."""
+
+READ_AT_ONCE = 2**23
+"""Size of the observations in memory that are made dense in one go, if a minibatch is smaller."""
 
 _BLOCK_ROWS = 128
 _LEAST_BLOCKS = 16
@@ -250,13 +253,49 @@ class MinibatchDataset(Dataset[Minibatch]):
 
     def __getitem__(self, index: NDArray[np.int64]) -> Any:
         items = self.rows[index]
-        if self.as_numpy:
-            return items
-        tensors = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-            for name, value in items.items()
-        }
+        return items if self.as_numpy else self._minibatch(_tensors(items), index)
+
+    def in_turn(self, indices: Iterable[NDArray[np.int64]]) -> Iterator[Any]:
+        """Minibatches, several of which are read in one go: they are slices of what was read.
+
+        Parameters
+        ----------
+        indices
+            Positions of each minibatch.
+        """
+        for group in grouped(indices, max(1, READ_AT_ONCE // max(1, self.rows.bytes_per_row))):
+            items = self.rows[np.concatenate(group)]
+            if not self.as_numpy:
+                items = _tensors(items)
+            sliced, end = set(self.rows.obs_keys), 0
+            for index in group:
+                start, end = end, end + len(index)
+                own = {k: v[start:end] if k in sliced else v for k, v in items.items()}
+                yield own if self.as_numpy else self._minibatch(own, index)
+
+    def _minibatch(self, tensors: dict[str, Tensor], index: NDArray[np.int64]) -> Minibatch:
         return Minibatch(tensors, torch.as_tensor(index), self.n_obs)
+
+
+def _tensors(items: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in items.items()
+    }
+
+
+def grouped(batches: Iterable[NDArray[np.int64]], limit: int) -> Iterator[list[NDArray[np.int64]]]:
+    """Runs of consecutive minibatches of at most ``limit`` observations, of at least one each."""
+    group: list[NDArray[np.int64]] = []
+    size = 0
+    for batch in batches:
+        if group and size + len(batch) > limit:
+            yield group
+            group, size = [], 0
+        group.append(batch)
+        size += len(batch)
+    if group:
+        yield group
 
 
 def tensor_dtype(spec: Mapping[str, Any]) -> str:

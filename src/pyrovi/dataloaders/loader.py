@@ -19,7 +19,7 @@ from pyrovi._memory import keep_freed
 from pyrovi._rng import derive_seed
 from pyrovi._settings import settings
 from pyrovi.dataloaders.block_plan import BlockPlan
-from pyrovi.dataloaders.dataset import AnnTorchDataset, MinibatchDataset
+from pyrovi.dataloaders.dataset import AnnTorchDataset, MinibatchDataset, grouped
 from pyrovi.dataloaders.distributed import distributed_rank_and_size
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.resume import EpochCursor, ResumableLoader
@@ -235,7 +235,7 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
 
     def _together(self) -> Iterator[Any]:
         """Minibatches of this process, without the workings of torch's loader."""
-        return self._collated(map(self.dataset.__getitem__, iter(self.sampler)))  # that of now
+        return self._collated(_minibatches(self.dataset, iter(self.sampler)))  # the order of now
 
     def _from_disk(self) -> Iterator[Any]:
         """Minibatches out of a buffer, while a thread reads the next one."""
@@ -255,21 +255,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
 
 
 def _minibatches(dataset: Any, batches: Iterable[NDArray[np.int64]]) -> Iterator[Any]:
-    return map(dataset.__getitem__, batches)
-
-
-def grouped(batches: Iterable[NDArray[np.int64]], limit: int) -> Iterator[list[NDArray[np.int64]]]:
-    """Runs of consecutive minibatches of at most ``limit`` observations, of at least one each."""
-    group: list[NDArray[np.int64]] = []
-    size = 0
-    for batch in batches:
-        if group and size + len(batch) > limit:
-            yield group
-            group, size = [], 0
-        group.append(batch)
-        size += len(batch)
-    if group:
-        yield group
+    minibatches: Iterator[Any] = dataset.in_turn(batches)
+    return minibatches
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:

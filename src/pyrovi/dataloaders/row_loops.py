@@ -17,11 +17,15 @@ def dense_rows(
 
     Values at one place are added up, unless every place is known to have one (``unique``).
     """
+    rows = len(indptr) - 1
     for i in range(start, stop):
+        k = index[i] + rows if index[i] < 0 else index[i]
+        if not 0 <= k < rows:
+            raise IndexError("A position is beyond the last row.")
         row = out[i]
         row[:] = 0
-        values = range(indptr[index[i]], indptr[index[i] + 1])
-        # positions are unsigned, or the compiler would allow for those from the end
+        values = range(indptr[k], indptr[k + 1])
+        # places are unsigned, or the compiler would allow for those from the end
         if unique:
             for p in values:
                 row[np.uint64(indices[np.uint64(p)])] = data[np.uint64(p)]

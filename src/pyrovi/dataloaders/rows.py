@@ -91,12 +91,7 @@ class SparseRows(Rows):
         from pyrovi._loops import run
         from pyrovi.dataloaders.row_loops import dense_rows
 
-        rows, columns = self.shape
-        if index.view(np.uint64).max(initial=0) >= rows:  # a position from the end, or a wrong one
-            index = np.where(index < 0, index + rows, index)
-            if index.min() < 0 or index.max() >= rows:
-                raise IndexError(f"There are {rows} rows, got positions beyond them.")
-        out = np.empty((len(index), columns), dtype)
+        out = np.empty((len(index), self.shape[1]), dtype)
         matrix = self.source
         run(
             dense_rows, len(out), _NANOSECONDS * out.size,
