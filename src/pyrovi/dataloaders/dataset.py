@@ -263,6 +263,9 @@ class MinibatchDataset(Dataset[Minibatch]):
         indices
             Positions of each minibatch.
         """
+        if self.rows.load_sparse_tensor:  # these cannot be sliced
+            yield from map(self.__getitem__, indices)
+            return
         for group in grouped(indices, max(1, READ_AT_ONCE // max(1, self.rows.bytes_per_row))):
             items = self.rows[np.concatenate(group)]
             if not self.as_numpy:

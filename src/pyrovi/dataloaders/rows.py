@@ -93,10 +93,14 @@ class SparseRows(Rows):
 
         out = np.empty((len(index), self.shape[1]), dtype)
         matrix = self.source
-        run(
-            dense_rows, len(out), _NANOSECONDS * out.size,
-            index, matrix.indptr, matrix.indices, matrix.data, self._unique, out,
-        )  # fmt: skip
+        csr = matrix.indptr, matrix.indices, matrix.data, self._unique
+        try:
+            run(dense_rows, len(out), _NANOSECONDS * out.size, index, *csr, out)
+        except IndexError:
+            raise IndexError(
+                f"There are {self.shape[0]} rows, got positions from {index.min()} to "
+                f"{index.max()}."
+            ) from None
         return out
 
 
