@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+
+import mpmath
 import numpy as np
 import pyro
 import pytest
@@ -51,6 +54,30 @@ def test_mean_zero(dtype):
     log_prob = inflated.log_prob(torch.zeros(2, dtype=dtype))
     torch.testing.assert_close(log_prob, torch.zeros(2, dtype=log_prob.dtype))
     assert torch.autograd.grad(log_prob.sum(), mu)[0].isfinite().all()
+
+
+def exact_log_mass(x: float, mu: float, theta: float) -> float:
+    with mpmath.workdps(40):
+        x, mu, theta = map(mpmath.mpf, (x, mu, theta))
+        gammas = mpmath.loggamma(x + theta) - mpmath.loggamma(theta) - mpmath.loggamma(x + 1)
+        p = mu / (mu + theta)
+        return float(gammas + theta * mpmath.log1p(-p) + x * mpmath.log(p))
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+def test_no_inverse_dispersion_costs_digits(dtype, digits):
+    thetas = [1e-6, 1e-2, 0.5, 3, 15.9, 16.1, 100, 1e3, 1e4, 1e6, 1e8, 1e12]
+    grid = itertools.product([0, 1, 3, 20, 100, 1e4], [1e-6, 0.1, 1, 30, 1e3, 1e5], thetas)
+    rows = torch.tensor(list(grid), dtype=dtype)
+    x, mu, theta = rows.T
+    wanted = np.array([exact_log_mass(*row) for row in rows.tolist()])
+    largest = np.maximum(np.abs(wanted), torch.lgamma(x + 1).numpy()).clip(1)
+    for found in (
+        NegativeBinomial(mu=mu, theta=theta).log_prob(x),
+        NegativeBinomial(total_count=theta, logits=mu.log() - theta.log()).log_prob(x),
+    ):
+        error = np.abs(found.double().numpy() - wanted) / largest
+        assert error.max() < digits
 
 
 def test_small_inverse_dispersion_in_single_precision():
