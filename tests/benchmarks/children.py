@@ -1,8 +1,10 @@
-"""Measurements in processes of their own."""
+"""Measurements in processes of their own, and the machine they run on."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,3 +28,12 @@ def answer_of(python: str | Path, script: str | Path, *arguments: str, **options
             f"{Path(script).name} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}"
         )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine() -> str:
+    """Class of this machine, in words."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, "
+        f"{memory:.0f} GiB memory, no GPU, Python {platform.python_version()}"
+    )

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from children import answer_of
+from children import answer_of, machine
+from peers import ROOT
 
 N_GENES = 2000
 BATCH_SIZE = 128
 PIECE = 10_000
 N_TYPES = 8
 GOALS = {"ratio": 0.7, "gib": 3.0}
+PAGE = ROOT / "docs" / "benchmarks_disk.md"
 STORES = ("cells.h5ad", "cells.zarr")
 
 
@@ -139,14 +141,14 @@ def work(job: str, *arguments: str) -> None:
     print(json.dumps(result))
 
 
-def compare(task: str, folder: Path, rounds: int) -> bool:
-    """Print the speeds of a task from each store against memory; whether the goals are met."""
+def compare(task: str, folder: Path, rounds: int) -> tuple[list[str], bool]:
+    """Speeds of a task from each store against memory; whether the goals are met."""
     results: dict[str, list[dict[str, Any]]] = {"memory": [], **{name: [] for name in STORES}}
     for _ in range(rounds):
         results["memory"].append(run(task, folder / STORES[0], "memory"))
         for name in STORES:
             results[name].append(run(task, folder / name, "disk"))
-    passed = True
+    rows, passed = [], True
     for name, found in results.items():
         rates = [r["cells"] / r["seconds"] for r in found]
         ratios = [
@@ -156,13 +158,13 @@ def compare(task: str, folder: Path, rounds: int) -> bool:
         judged = task == "train" and name != "memory"
         passed &= not judged or (ratio >= GOALS["ratio"] and gib <= GOALS["gib"])
         elbo = found[-1].get("elbo_validation")
-        print(
+        rows.append(
             f"| {task} | {name} | {statistics.median(rates):,.0f} | {ratio:.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}) | {gib:.2f} | "
-            f"{'' if elbo is None else f'{elbo:.2f}'} |",
-            flush=True,
+            f"{'' if elbo is None else f'{elbo:.2f}'} |"
         )
-    return passed
+        print(rows[-1], flush=True)
+    return rows, passed
 
 
 def main() -> None:
@@ -179,17 +181,40 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         written = run("simulate", options.cells, folder)
-        print(
-            f"{options.cells:,} cells x {N_GENES:,} genes, {written['non_zero']:.1%} not zero, "
-            f"written in {written['seconds']:.0f} s"
-        )
+        print(f"Written in {written['seconds']:.0f} s", flush=True)
         made = run("shuffle", folder)
-        print(f"shuffled_store: {made['seconds']:.0f} s, {made['gib']:.2f} GiB\n")
-        print("| task | data | cells per second | ratio to memory | peak GiB | validation ELBO |")
-        print("|---|---|---|---|---|---|")
-        passed = [compare(task, folder, options.rounds) for task in ("load", "train")]
-    if not all(passed):
+        print(f"Shuffled in {made['seconds']:.0f} s", flush=True)
+        tables = [compare(task, folder, options.rounds) for task in ("load", "train")]
+    text = _PAGE.format(
+        cells=options.cells, genes=N_GENES, non_zero=written["non_zero"], batch=BATCH_SIZE,
+        rows="\n".join(row for rows, _ in tables for row in rows), rounds=options.rounds,
+        seconds=made["seconds"], gib=made["gib"], machine=machine(), goals=GOALS,
+    )  # fmt: skip
+    PAGE.write_text(text)
+    print(f"Wrote {PAGE.relative_to(ROOT)}")
+    if not all(passed for _, passed in tables):
         raise SystemExit(f"not reached: {GOALS['ratio']}x of memory within {GOALS['gib']} GiB")
+
+
+_PAGE = """\
+# Data on disk
+
+This page is written by `make bench` (`tests/benchmarks/out_of_core.py`); do not edit it by hand.
+
+{cells:,} simulated cells with {genes:,} genes, {non_zero:.1%} of whose counts are not zero: loading
+all of them in a random order, and an epoch of SCVI with its validation, in minibatches of {batch},
+from files on disk and with the counts in memory. Every run is a process of its own.
+
+| task | data | cells per second | ratio to memory | peak GiB | validation loss |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+Ratios are medians over {rounds} round(s). From disk, training has to reach {goals[ratio]:g} of the
+speed in memory within {goals[gib]:g} GiB. `shuffled_store` wrote the shuffled file in
+{seconds:.0f} s, with {gib:.2f} GiB at most.
+
+Machine: {machine}.
+"""
 
 
 if __name__ == "__main__":

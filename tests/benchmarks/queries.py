@@ -12,9 +12,8 @@ import statistics
 import sys
 from dataclasses import dataclass
 
-from children import answer_of
+from children import answer_of, machine
 from peers import HERE, ROOT, peer_python
-from run import machine
 
 PAGE = ROOT / "docs" / "benchmarks_queries.md"
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from children import machine
 from peers import HERE, ROOT, peer_python
 from quality_common import Job
 from quality_data import KANG, PBMC3K, Dataset, prepare
@@ -120,15 +120,6 @@ def describe(datasets: list[Dataset]) -> str:
         batch = f"batch `{d.batch_key}`" if d.batch_key else "no batch"
         lines.append(f"- {d.title} (`{d.file}`): {genes}; {batch}; {d.max_epochs} epochs.")
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """Class of this machine, in words."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, "
-        f"{memory:.0f} GiB memory, no GPU, Python {platform.python_version()}"
-    )
 
 
 def main() -> None:

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from children import answer_of
+from children import answer_of, machine
 from out_of_core import N_GENES, load, peak_gib, simulate
 from peers import ROOT
-from run import machine
 
 PAGE = ROOT / "docs" / "benchmarks_scaling.md"
 FIGURE = ROOT / "docs" / "_static" / "scaling.svg"
 FEWEST = 50_000
 QUERIED = 100_000
 ATLAS = 100_000_000
+LARGE_BATCH = 1024
 FLAT = 1.15
 """Largest cost of a cell among a million, in units of that of one among ten thousand."""
 
@@ -174,10 +174,20 @@ def write(
     n_cells, ratio = flatness(results)
     largest = Point("cells", n_cells=n_cells)
     hours = results[largest]["us"] * ATLAS / 1e6 / 3600
+    tenth = Point("cells", n_cells=largest.n_cells // 10)
+    growth = (results[largest]["gib"] - results[tenth]["gib"]) / (largest.n_cells - tenth.n_cells)
+    smallest = min((p for p in results if p.curve == "batch"), key=lambda p: p.batch_size)
+    calls = results[smallest]["us"] * smallest.batch_size / 1e3
+    steps = ATLAS / LARGE_BATCH
+    reading, calling = ATLAS / rate / 60, steps * calls / 6e4
     answers = "\n".join(f"| {name} | {s:.1f} | {gib:.2f} |" for name, (s, gib) in asked.items())
     text = _PAGE.format(
         rows=rows, hours=hours, answers=answers, queried=queried, machine=machine(), rate=rate,
-        reading=ATLAS / rate / 60, eighth=ATLAS / rate / 60 / 8, ratio=ratio, largest=n_cells,
+        reading=reading, calling=calling, together=reading + calling, ratio=ratio, largest=n_cells,
+        growth=growth * 2**30, memory=results[largest]["gib"] + growth * (ATLAS - n_cells),
+        few=smallest.batch_size, calls=calls, steps=steps, large=LARGE_BATCH,
+        eighth={"reading": reading / 8, "calling": calling / 8, "steps": steps / 8,
+                "together": (reading + calling) / 8},
     )  # fmt: skip
     PAGE.write_text(text)
 
@@ -200,7 +210,8 @@ h5ad file on disk; time per cell and epoch, and the peak memory of the process.
 
 A cell among {largest:,} costs {ratio:.2f} times what one among 10,000 does (median of three
 measurements), so that costs can be multiplied: an epoch of 100 million cells takes {hours:.1f}
-hours on the two cores of this machine, with memory as above.
+hours on the two cores of this machine. Names, columns of `obs` and the order of an epoch stay in
+memory, {growth:.0f} bytes a cell: that is some {memory:.0f} GiB for 100 million.
 
 A GPU takes the computation off the processor, and two costs remain, which bound the epoch from
 below:
@@ -208,13 +219,16 @@ below:
 - **Reading.** Loading alone, without training, gives {rate:,.0f} shuffled cells a second from the
   file with {largest:,} cells (which the system may have kept in memory): {reading:.0f} minutes for
   100 million. Under `devices=8` (Lightning's data-parallel training) every process reads its own
-  eighth: {eighth:.1f} minutes, if disks and cores keep up.
-- **Calls.** With minibatches of 1,024, 100 million cells are 98,000 steps on one GPU, and 12,000 on
-  each of eight, which exchange the gradients of about a million parameters (4 MB) at every step. A
-  step makes some 5 ms of calls from Python, whatever the device: 8 minutes, or 1.
+  eighth: {eighth[reading]:.1f} minutes, if disks and cores keep up. Validation on a random tenth of
+  the cells reads most of the file once more: leave it out (`train_size=1.0`), or name few cells.
+- **Calls.** With minibatches of {large:,}, 100 million cells are {steps:,.0f} steps on one GPU,
+  and {eighth[steps]:,.0f} on each of eight, which exchange the gradients of about a million
+  parameters (4 MB) at every step. A step takes {calls:.1f} ms with {few} cells, where it computes little: that
+  is about what the calls from Python take, whatever the device. {calling:.0f} minutes, or
+  {eighth[calling]:.0f}.
 
-So an epoch of an atlas is a matter of a quarter of an hour on one GPU, and of minutes on eight, if
-what the GPU itself computes hides behind these. This is an estimate: no GPU was at hand.
+One after the other, these are {together:.0f} minutes on one GPU and {eighth[together]:.0f} on
+eight, if what the GPU itself computes hides behind them. This is an estimate: no GPU was at hand.
 
 ## Queries of {queried:,} cells
 

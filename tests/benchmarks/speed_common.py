@@ -14,7 +14,7 @@ class Job:
     """What one process measures."""
 
     task: str
-    """``"epoch"``, ``"log_prob"`` or ``"loading"``."""
+    """``"epoch"``, ``"log_prob"``, ``"loading"`` or ``"step"``."""
     data: str
     """File of counts (h5ad)."""
     likelihood: str = "zinb"
@@ -43,6 +43,6 @@ def measure(call: Callable[[], object], repeats: int) -> list[float]:
     return seconds
 
 
-def answer(seconds: list[float], **more: float) -> None:
+def answer(seconds: list[float], **more: object) -> None:
     """Print the result as the last line."""
     print(json.dumps({"seconds": sorted(seconds)[len(seconds) // 2], **more}))
