@@ -224,8 +224,8 @@ below:
 - **Calls.** With minibatches of {large:,}, 100 million cells are {steps:,.0f} steps on one GPU,
   and {eighth[steps]:,.0f} on each of eight, which exchange the gradients of about a million
   parameters (4 MB) at every step. A step takes {calls:.1f} ms with {few} cells, where it computes
-  little: that is about what the calls from Python take, whatever the device. {calling:.0f} minutes, or
-  {eighth[calling]:.0f}.
+  little: that is about what the calls from Python take, whatever the device. {calling:.0f}
+  minutes, or {eighth[calling]:.0f}.
 
 One after the other, these are {together:.0f} minutes on one GPU and {eighth[together]:.0f} on
 eight, if what the GPU itself computes hides behind them. This is an estimate: no GPU was at hand.
