@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
 import torch
 
+from pyrovi import _parallel
 from pyrovi._parallel import WorkerTraceback, run_in_processes
 from pyrovi.errors import TrainingError
 
@@ -30,6 +32,16 @@ def test_each_item_has_its_process_and_changes_stay_there() -> None:
     pids = run_in_processes(work, [0, 1, 2], 3)
     assert len({*pids, os.getpid()}) == 4
     assert changed == []
+
+
+def test_work_that_no_fork_can_do_is_done_here_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_parallel, "_told", set())
+    with caplog.at_level(logging.INFO, "pyrovi"):
+        pids = run_in_processes(lambda _: os.getpid(), [0, 1], 2, fork_safe=False)
+    assert pids == [os.getpid()] * 2
+    assert "one item after the other: the store of the data runs threads" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -32,6 +32,7 @@ def run_in_processes(
     on_result: Callable[[int, Any], None] | None = None,
     *,
     on_message: Callable[[int, Any], None] | None = None,
+    fork_safe: bool = True,
 ) -> list[Any]:
     """Apply a function to every item, each in a forked process of its own.
 
@@ -40,8 +41,8 @@ def run_in_processes(
     picklable. Each process uses one torch thread. Random state is copied too: the function has to
     use streams of its own (:func:`pyrovi._rng.stream`).
 
-    Where forking is not safe (Windows, a GPU in use), the items are worked on one after the other
-    in this process, which is logged once.
+    Where forking is not safe (Windows, a GPU in use, data that a forked process cannot read), the
+    items are worked on one after the other in this process, which is logged once.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ def run_in_processes(
         Called here with the position of an item and its result, as they come.
     on_message
         Called here with the position of an item and what its process has sent.
+    fork_safe
+        Whether the function works in a forked process.
 
     Returns
     -------
@@ -72,7 +75,7 @@ def run_in_processes(
     """
     if num_workers < 1:
         raise TrainingError(f"num_workers must be at least 1, got {num_workers}.")
-    if num_workers == 1 or len(items) < 2 or not _can_fork():
+    if num_workers == 1 or len(items) < 2 or not _can_fork(fork_safe):
         return _one_by_one(function, items, on_result, on_message)
     pool = _Pool(function, items, on_result, on_message)
     try:
@@ -106,7 +109,7 @@ def _one_by_one(
     return results
 
 
-def _can_fork() -> bool:
+def _can_fork(fork_safe: bool) -> bool:
     reason = ""
     if "fork" not in multiprocessing.get_all_start_methods():
         reason = "this platform cannot fork processes"
@@ -114,6 +117,8 @@ def _can_fork() -> bool:
         reason = "a process with a GPU in use cannot be forked"
     elif multiprocessing.current_process().daemon:
         reason = "this process is a worker itself"
+    elif not fork_safe:
+        reason = "the store of the data runs threads, which do not survive a fork"
     if reason and reason not in _told:
         _told.add(reason)
         logger.info("Working on one item after the other: %s.", reason)

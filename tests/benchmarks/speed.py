@@ -199,7 +199,7 @@ are those of one minibatch.
 
 Ratios are medians over {rounds} alternating rounds, with their range; the peer is scvi-tools unless
 NumPyro is named. An epoch is a call of `train` for one epoch, after another one: what is done once
-for a data set or a process (checks of the data, compilation, Pyro's validation in the first epoch)
+for a data set or a process (checks of the data, compilation, Pyro's validation of the first steps)
 is not in it, on either side.
 
 | starting | time | | at most |

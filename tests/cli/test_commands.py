@@ -30,6 +30,23 @@ def test_training_uses_its_options(run, data_file, model_dir, tmp_path) -> None:
     assert sorted(p.name for p in model_dir.parent.iterdir()) == ["model"]
 
 
+def test_data_left_on_disk_give_the_same(run, data_file, model_dir, tmp_path, monkeypatch) -> None:
+    """These small data fit in one buffer."""
+    with monkeypatch.context() as patch:
+        patch.delattr(anndata, "read_h5ad")
+        done = run(
+            "train", data_file, "--backed", "--batch-key", "batch", "--layer", "counts",
+            "--n-latent", 3, "-a", "n_hidden=8", "-a", "gene_likelihood=nb", "--max-epochs", 2,
+            "--seed", 5, "--accelerator", "cpu", "--save-data", "--out", tmp_path / "model",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+    for model, name in ((tmp_path / "model", "own"), (model_dir, "memory")):
+        table = tmp_path / f"{name}.npy"
+        done = run("query", model, data_file, "--backed", "--latent", table)
+        assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "own.npy"), np.load(tmp_path / "memory.npy"))
+
+
 @pytest.mark.slow
 def test_half_of_the_cells_from_another_process(data_file, model_dir, tmp_path) -> None:
     adata = anndata.read_h5ad(data_file)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pyrovi as pv
 from pyrovi.cli.files import read_data, write_table
 from pyrovi.errors import DataError
 
@@ -24,6 +25,17 @@ def test_multimodal_data(tmp_path) -> None:
     mdata = mudata.MuData({"rna": anndata.AnnData(np.eye(3, dtype=np.float32))})
     mdata.write_h5mu(tmp_path / "cells.h5mu")
     assert list(read_data(tmp_path / "cells.h5mu").mod) == ["rna"]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_matrices_left_on_disk(tmp_path, suffix) -> None:
+    adata = anndata.AnnData(np.eye(3, dtype=np.float32))
+    path = tmp_path / f"cells{suffix}"
+    (adata.write_h5ad if suffix == ".h5ad" else adata.write_zarr)(path)
+    assert isinstance(read_data(path, backed=True).X, pv.data.StoredMatrix)
+    (tmp_path / "cells.h5mu").touch()
+    with pytest.raises(DataError, match=r"--backed .* not those of '.*cells.h5mu': leave it out"):
+        read_data(tmp_path / "cells.h5mu", backed=True)
 
 
 def test_other_files_are_refused(tmp_path) -> None:

@@ -63,6 +63,10 @@ def test_rows_are_those_of_the_parts(
     np.testing.assert_array_equal(adata[[90, 2], [0, 4]].X.toarray(), x[np.ix_([90, 2], [0, 4])])
     np.testing.assert_array_equal(adata[:, [cells.var_names[3]]].X.toarray(), x[:, [3]])
     np.testing.assert_array_equal(adata.copy().X.to_memory().toarray(), x)
+    adata[5:, 2:].write_h5ad(tmp_path / "part.h5ad")
+    for found in (adata[5:, 2:].to_memory(), anndata.read_h5ad(tmp_path / "part.h5ad")):
+        assert sp.issparse(found.X)
+        np.testing.assert_array_equal(found.X.toarray(), x[5:, 2:])
     assert adata.X.shuffled == (write is as_zarr)
     assert abs(adata.X.row_bytes - 8 * cells.X.nnz / 120) < 2
 

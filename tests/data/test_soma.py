@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -14,13 +15,26 @@ import scipy.sparse as sp
 import pyrovi as pv
 from pyrovi.data import CellSource, open_soma
 from pyrovi.data.sources import read_rows
-from pyrovi.errors import MissingExtraError, MissingKeyError
+from pyrovi.errors import DataError, MissingExtraError, MissingKeyError
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tiledbsoma", None)
     with pytest.raises(MissingExtraError, match=r"pyrovi\[soma\]"):
         open_soma("nowhere")
+
+
+def test_an_address_without_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SOMAError(Exception): ...
+
+    def opened(uri: str) -> None:
+        assert isinstance(uri, str), "TileDB takes no Path"
+        raise SOMAError("Group does not exist.")
+
+    fake = SimpleNamespace(SOMAError=SOMAError, Experiment=SimpleNamespace(open=opened))
+    monkeypatch.setitem(sys.modules, "tiledbsoma", fake)
+    with pytest.raises(DataError, match=r"'nowhere' is no TileDB-SOMA experiment .*does not exist"):
+        open_soma(Path("nowhere"))
 
 
 @pytest.fixture
@@ -54,6 +68,7 @@ def test_rows_are_those_of_the_experiment(uri: str, cells: anndata.AnnData) -> N
     np.testing.assert_array_equal(adata.X[10:20, 3:5].toarray(), x[10:20, 3:5])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(adata.X)).to_memory().toarray(), x)
     assert adata.X.row_bytes == 8 * cells.X.nnz // 120
+    np.testing.assert_array_equal(adata[[9, 2], 3:5].to_memory().X.toarray(), x[[9, 2], 3:5])
 
 
 def test_a_model_is_that_of_the_data_in_memory(uri: str, cells: anndata.AnnData) -> None:
@@ -70,4 +85,6 @@ def test_what_is_missing_is_named(uri: str) -> None:
     with pytest.raises(MissingKeyError, match=r"no measurement 'ATAC'; it has \['RNA'\]"):
         open_soma(uri, "ATAC")
     with pytest.raises(MissingKeyError, match=r"no matrix 'raw'; it has \['data'\]"):
-        open_soma(uri, matrix="raw")
+        open_soma(Path(uri), matrix="raw")
+    with pytest.raises(DataError, match="no TileDB-SOMA experiment"):
+        open_soma(uri + "nowhere")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from pyrovi.data import open_store, shuffled_store, store
+from pyrovi.data import StoredMatrix, open_store, shuffled_store, store
 from pyrovi.data.sources import disk_source
 from pyrovi.errors import DataError, MissingExtraError, MissingKeyError
 
@@ -114,11 +114,34 @@ def test_a_layer(tmp_path: Path) -> None:
         shuffled_store(tmp_path / "b.zarr", tmp_path / "c.zarr", layer="raw")
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_subsets_and_raw_counts(tmp_path: Path) -> None:
+    """Quality control, highly variable genes and counts in raw, of files and of data in memory."""
+    one, other = cells(n_obs=180), cells(180, 320)
+    other.X = other.X.tocsc()  # in memory
+    expected = anndata.concat([one, other], merge="same")
+    one.raw = one.copy()
+    one.X = one.X * 0
+    opened = open_store(write(one, tmp_path / "1.h5ad"))
+    good = expected.obs["number"].to_numpy() % 3 != 0
+    genes = ["gene7", "gene0", "gene2"]
+    parts = [opened.raw.to_adata()[good[:180], genes], other[good[180:], genes]]
+    out = shuffled_store(parts, tmp_path / "out.zarr")
+    same_cells(open_store(out), expected[good, genes].copy())
+    assert isinstance(opened.raw.X, StoredMatrix)  # it was not read for that
+    backed = anndata.read_h5ad(tmp_path / "1.h5ad", backed="r")
+    with pytest.raises(DataError, match=r"paths\[0\] is a subset .* pyrovi.data.open_store"):
+        shuffled_store(backed[good[:180]], tmp_path / "no.zarr")
+    with pytest.raises(DataError, match=r"variables of paths\[1\] are not those of paths\[0\]"):
+        shuffled_store([opened, other[:, genes]], tmp_path / "no.zarr")
+    backed.file.close()
+
+
 def test_a_file_whose_matrix_lacks_rows(tmp_path: Path) -> None:
     source = write(cells(), tmp_path / "a.h5ad")
     with h5py.File(source, "r+") as file:
         file["X"].attrs["shape"] = [N_OBS - 1, N_VARS]
-    with pytest.raises(DataError, match=r"have \[499\] rows, expected 500 in all"):
+    with pytest.raises(DataError, match=r"shape \(499, 12\), expected 500 rows"):
         shuffled_store(source, tmp_path / "b.zarr")
 
 

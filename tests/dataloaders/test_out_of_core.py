@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import scipy.sparse as sp
 import torch
 
 import pyrovi as pv
-from pyrovi.data import AnnDataManager, open_store, shuffled_store, sources
+from pyrovi.data import AnnDataManager, StoredMatrix, open_store, shuffled_store, sources
+from pyrovi.data.joined import JoinedSource
+from pyrovi.data.sources import MemorySource
 from pyrovi.dataloaders import AnnDataLoader, AnnTorchDataset, BlockPlan, DataSplitter, dataset
 from pyrovi.errors import DataError
 
@@ -301,6 +304,54 @@ def test_index_types_that_differ_are_made_one() -> None:
     assert np.shares_memory(rows.source.data, matrix.data)
     np.testing.assert_array_equal(rows.take(np.array([4, 2])).toarray(), expected[[4, 2]])
     assert matrix.indptr.dtype == np.int64  # the caller's matrix is left as it was
+
+
+def test_workers_are_not_forked_where_they_could_not_read(
+    manager_of: Callable[[Any], Any],
+) -> None:
+    """What reads through such a source is such a source; workers of another kind may read."""
+    source = Generated(40)
+    assert AnnTorchDataset(manager_of(source)).fork_safe
+    source.fork_safe, source.dtype = False, np.dtype(np.float32)
+    joined = JoinedSource([MemorySource(np.ones((3, 4))), source], shuffled=False)
+    for data in (source, joined, StoredMatrix(joined), StoredMatrix(source).select([3, 1])):
+        manager = manager_of(data)
+        assert not AnnTorchDataset(manager).fork_safe
+        for context in (None, "fork", get_context("fork")):
+            with pytest.raises(DataError, match=r"cannot read these data.*Use num_workers=0"):
+                AnnDataLoader(manager, num_workers=1, multiprocessing_context=context)
+        AnnDataLoader(manager, num_workers=1, multiprocessing_context="spawn")
+        AnnDataLoader(manager, num_workers=1, multiprocessing_context=get_context("spawn"))
+    (minibatch,) = AnnDataLoader(manager_of(source), num_workers=0)
+    np.testing.assert_array_equal(minibatch["X"][:, 0], np.arange(40))
+
+
+class Asked(Exception):
+    """Whether the work could be done in a fork."""
+
+
+@pytest.mark.filterwarnings("ignore:The model has trained parameters without a prior")
+@pytest.mark.parametrize("safe", [True, False])
+def test_whoever_forks_asks_the_data(
+    safe: bool, cells: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(fork_safe: bool) -> bool:
+        raise Asked(fork_safe)
+
+    adata = stores(cells, tmp_path)["dense.h5ad"]()
+    pv.model.SCVI.setup_anndata(adata, batch_key="batch")
+    model = pv.model.SCVI(adata, n_hidden=4, n_latent=2)
+    monkeypatch.setattr(sources.ArraySource, "fork_safe", safe, raising=False)
+    monkeypatch.setattr("pyrovi._parallel._can_fork", ask)
+    works: list[Callable[..., Any]] = [
+        lambda **workers: model.train(1, n_restarts=2, accelerator="cpu", **workers),
+        lambda **workers: pv.criticism.cross_validate(model, num_folds=2, **workers),
+        lambda **workers: pv.criticism.sbc(model, 2, observations=[0], **workers),
+    ]
+    for work in works:
+        with pytest.raises(Asked) as asked:
+            work(num_workers=2)
+        assert asked.value.args == (safe,)
 
 
 def test_missing_rows_are_named(manager_of: Callable[[Any], Any]) -> None:

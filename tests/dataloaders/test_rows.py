@@ -157,3 +157,14 @@ def test_csc_on_disk_is_read_once_with_a_warning(x: np.ndarray, tmp_path: Path) 
 def test_other_containers_are_refused(data: Any) -> None:
     with pytest.raises(DataError, match=r"'X' is a builtins\.\w+, expected an ndarray"):
         as_rows("X", data)
+
+
+@pytest.mark.parametrize("kind", ON_DISK)
+def test_positions_from_the_end(kind: str, x: np.ndarray, tmp_path: Path) -> None:
+    rows = as_rows("X", ON_DISK[kind](x, tmp_path))
+    for index in (np.array([-1]), np.array([3, -2, 0, -len(x)])):
+        np.testing.assert_array_equal(dense(rows.take(index)), x[index])
+    with pytest.raises(
+        IndexError, match=rf"There are {len(x)} rows, got positions from -{len(x) + 1}"
+    ):
+        rows.take(np.array([0, -len(x) - 1]))

@@ -20,6 +20,7 @@ from tests.model.samples import (
     state,
 )
 
+from pyrovi.data import StoredMatrix, open_store
 from pyrovi.errors import DataError, ModelError, RegistryError, TrainingError
 from pyrovi.model import SCVI
 
@@ -441,6 +442,19 @@ def test_backed_query(plain: SCVI, tmp_path: Path) -> None:
     prepared = SCVI.prepare_query_anndata(backed, plain, inplace=False)
     np.testing.assert_array_equal(prepared.X, adata.X)
     backed.file.close()
+
+
+def test_a_query_whose_matrix_stays_on_disk(plain: SCVI, tmp_path: Path) -> None:
+    adata = make_data(seed=5)
+    adata[:, 1:][:, ::-1].write_h5ad(tmp_path / "q.h5ad")
+    opened = open_store(tmp_path / "q.h5ad")
+    prepared = SCVI.prepare_query_anndata(opened, plain, inplace=False)
+    np.testing.assert_array_equal(prepared.X[:, 1:], adata.X[:, 1:])
+    assert not np.asarray(prepared.X[:, 0]).any()
+    adata[:, ::-1].write_h5ad(tmp_path / "same.h5ad")
+    SCVI.prepare_query_anndata(opened := open_store(tmp_path / "same.h5ad"), plain)
+    assert isinstance(opened.X, StoredMatrix)
+    np.testing.assert_array_equal(opened.X[:], adata.X)
 
 
 def test_subset_in_place(plain: SCVI) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.sparse as sp
 import torch
@@ -12,6 +16,7 @@ from tests.train.toys import (
     Amortised,
     Local,
     assert_same,
+    assert_same_training,
     counts,
     normal_data,
     parameters,
@@ -19,7 +24,9 @@ from tests.train.toys import (
     toy,
 )
 
-from pyrovi.errors import TrainingError
+import pyrovi as pv
+from pyrovi.dataloaders import DeviceBackedLoader
+from pyrovi.errors import DataError, TrainingError
 from pyrovi.model.training import max_epochs_heuristic
 
 
@@ -56,6 +63,57 @@ def test_full_batch_on_the_device_with_validation():
     model.train(3, batch_size=None, **QUIET)
     assert len(model.history["elbo_validation"]) == 3
     assert model._training.state["steps"] == 3
+
+
+def test_minibatches_on_the_device_are_those_of_memory():
+    """The same bits, of minibatches that are cut from what is there."""
+    ends, seen = [], []
+    for on_device in (False, True):
+        model = scvi()
+        look = _Look()
+        model.train(3, batch_size=20, on_device=on_device, callbacks=[look], **QUIET)
+        ends.append(model)
+        seen.append(look.seen)
+    assert_same_training(*ends)
+    assert seen[0] == seen[1] == [18] * 12  # 72 training observations, 4 minibatches an epoch
+    assert isinstance(look.loader, DeviceBackedLoader)
+    assert look.loader.device.type == "cpu"
+
+
+def test_options_of_data_on_the_device():
+    model, given = scvi(), {"datasplitter_kwargs": {"num_workers": 2}}
+    for options in ({"on_device": True, "batch_size": 20}, {"batch_size": None}):
+        with pytest.raises(TrainingError, match="'num_workers', which data on the device"):
+            model.train(1, **options, **given, **QUIET)
+        with pytest.raises(TrainingError, match="load_sparse_tensor=True has no effect"):
+            model.train(1, **options, load_sparse_tensor=True, **QUIET)
+    for options in ({"batch_size": 64}, {"on_device": True}):
+        with pytest.raises(TrainingError, match=r"of train itself: train\(.*=(64|True)"):
+            model.train(1, batch_size=None, datasplitter_kwargs=options, **QUIET)
+    model.train(1, batch_size=20, on_device=True, n_restarts=2, num_workers=1, **QUIET)
+    assert model._training.options["on_device"]
+
+
+@pytest.mark.parametrize("size", [0, -1, "all", 64.5, [3]])
+@pytest.mark.parametrize("make", [scvi, lambda: pv.from_pyro(_mean, {"x": np.zeros(9)})])
+def test_wrong_batch_sizes_are_named(make, size):
+    with pytest.raises(DataError, match=f"batch_size must be .* got {re.escape(repr(size))}"):
+        make().train(1, batch_size=size, **QUIET)
+
+
+def _mean(x):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pv.obs_plate():
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+
+class _Look(Callback):
+    def __init__(self):
+        self.seen, self.loader = [], None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(batch.n)
+        self.loader = trainer.train_dataloader
 
 
 def test_sparse_minibatches_train_as_dense_ones():

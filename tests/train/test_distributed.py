@@ -61,6 +61,8 @@ report["metrics"] = {k: v.iloc[-1, 0] for k, v in still.history.items()}
 
 model = scvi()
 model.train(3, batch_size=10, callbacks=[Look()], **DDP)
+report["parameters"] = {name: value.tolist() for name, value in parameters(model).items()}
+report["history"] = {name: frame[name].tolist() for name, frame in model.history.items()}
 try:
     toy(Local).train(1, **DDP)
 except TrainingError as error:
@@ -110,6 +112,16 @@ def test_metrics_are_global_means(report):
     )  # fmt: skip
     for name, frame in model.history.items():
         assert report["metrics"][name] == pytest.approx(frame.iloc[-1, 0], rel=1e-5), name
+
+
+def test_forked_processes_train_as_those_of_a_script(report):
+    """To the last bit."""
+    from tests.train.toys import QUIET, parameters, scvi
+
+    model = scvi()
+    model.train(3, batch_size=10, devices=2, strategy="ddp_fork", **QUIET)
+    assert {n: v.tolist() for n, v in parameters(model).items()} == report["parameters"]
+    assert {n: frame[n].tolist() for n, frame in model.history.items()} == report["history"]
 
 
 def test_rows_are_refused(report):

@@ -1,5 +1,7 @@
 """Pyro's optimisers as specifications."""
 
+from functools import partial
+
 import pyro.optim
 import pytest
 import torch
@@ -77,6 +79,49 @@ def test_gradients_are_scaled_and_clipped_as_in_pyro():
     value = build_optimizer(pyro.optim.SGD({"lr": 1.0}, {"clip_value": 0.2}), parameters, {}, {})
     value.prepare_gradients(10)
     assert p.grad.max() == pytest.approx(0.2)
+
+
+def _same(options, name):
+    return options
+
+
+def after_steps(spec, steps=5):
+    parameters = [(str(i), nn.Parameter(torch.linspace(-1.0, 1.0, i))) for i in (2, 7)]
+    plan = build_optimizer(spec, parameters, DEFAULTS, {})
+    for step in range(steps):
+        for _, p in parameters:
+            p.grad = torch.sin(p.detach() * (step + 1))
+        plan.optimizer.step()
+    return plan.optimizer.param_groups, torch.cat([p.detach() for _, p in parameters])
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
+def test_optimisers_are_fused_and_take_the_same_steps(name):
+    options = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.5} if name == "SGD" else {})
+    make = getattr(pyro.optim, name)
+    ends = []
+    for way, fused in (({}, True), ({"fused": False}, False), ({"foreach": True}, None)):
+        arguments = {**options, **way}
+        inner = {"optimizer": getattr(torch.optim, name), "optim_args": arguments}
+        for spec in (
+            make(arguments),
+            make(partial(_same, arguments)),
+            pyro.optim.ExponentialLR({**inner, "gamma": 0.5}),
+        ):
+            groups, end = after_steps(spec)
+            assert [group["fused"] for group in groups] == [fused]
+            ends.append(end)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)
+    assert after_steps(getattr(torch.optim, name))[0][0]["fused"]
+
+
+def test_what_cannot_be_fused_is_not():
+    """One group of parameters decides for all, and so does clipping."""
+    mixed = pyro.optim.Adam(lambda name: {"lr": 0.1} | ({"foreach": True} if name == "2" else {}))
+    clipped = pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 1.0})
+    for spec in (mixed, clipped, pyro.optim.ClippedAdam({"lr": 0.1})):
+        assert not any(group.get("fused") for group in after_steps(spec)[0])
 
 
 def rates(optim, epochs=3, **plan_kwargs):

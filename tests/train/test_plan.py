@@ -32,6 +32,7 @@ from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.handlers import AnnealKL
 from pyrovi.train import SVITrainingPlan
+from pyrovi.train import plan as plans
 
 
 def batches(model, size):
@@ -515,7 +516,14 @@ def test_rows_are_refused_on_several_devices(monkeypatch):
         plan.setup("fit")
 
 
-def test_validation_is_for_the_first_epoch_of_all(monkeypatch):
+@pytest.mark.parametrize(
+    ("batch_size", "seen_by_calls"),
+    [(24, [True, False, False]), (3, [True] * 5 + [False] * 19)],  # one, and eight, per epoch
+)
+def test_validation_is_for_the_first_steps_of_all(monkeypatch, batch_size, seen_by_calls):
+    """Of the first epoch, and at most ``VALIDATED_STEPS``."""
+    assert plans.VALIDATED_STEPS == 100
+    monkeypatch.setattr(plans, "VALIDATED_STEPS", 5)
     seen = []
     objective = SVITrainingPlan.objective
 
@@ -527,8 +535,8 @@ def test_validation_is_for_the_first_epoch_of_all(monkeypatch):
     model = toy(Mean)
     before = pyro.infer.util.is_validation_enabled()
     for epochs in (2, 1):
-        model.train(epochs, train_size=1.0, batch_size=24, **QUIET)
-    assert seen == [True, False, False]
+        model.train(epochs, train_size=1.0, batch_size=batch_size, **QUIET)
+    assert seen == seen_by_calls
     assert pyro.infer.util.is_validation_enabled() == before
 
 

@@ -18,25 +18,41 @@ TABLES = (".csv", ".npy", ".h5ad")
 """Suffixes of the tables that :func:`write_table` can write."""
 
 
-def read_data(path: Path) -> Any:
+def read_data(path: Path, *, backed: bool = False) -> Any:
     """Read annotated data: ``.h5ad``, ``.h5mu`` or a ``.zarr`` folder.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    backed
+        Leave the matrices on disk (not of ``.h5mu``).
 
     Raises
     ------
     DataError
-        If there is no such file, or it is none of these.
+        If there is no such file, it is none of these, or its matrices cannot be left on disk.
     """
     if not path.exists():
         raise DataError(f"There is no file {str(path)!r}.")
+    if backed and path.suffix == ".h5mu":
+        raise DataError(
+            f"--backed leaves the matrices of .h5ad and .zarr on disk, not those of {str(path)!r}: "
+            "leave it out, or write the modality to an .h5ad file."
+        )
     try:
-        return _reader(path)(path)
+        return _reader(path, backed)(path)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{str(path)!r} cannot be read as {path.suffix} data: {error}") from error
 
 
-def _reader(path: Path) -> Callable[[Path], Any]:
+def _reader(path: Path, backed: bool) -> Callable[[Path], Any]:
     import anndata
 
+    if backed and path.suffix in (".h5ad", ".zarr"):
+        from pyrovi.data import open_store
+
+        return open_store
     if path.suffix == ".h5ad":
         return anndata.read_h5ad
     if path.suffix == ".zarr":

@@ -40,6 +40,12 @@ def query(
     obs_names: Annotated[
         Path | None, typer.Option(help="Text file: names of the cells to query, one a line.")
     ] = None,
+    backed: Annotated[
+        bool,
+        typer.Option(
+            "--backed", help="Leave the matrices on disk: for .h5ad and .zarr larger than memory."
+        ),
+    ] = False,
     num_samples: Annotated[
         int, typer.Option(min=1, help="Posterior draws of the statistics and the ELBO.")
     ] = 25,
@@ -100,7 +106,7 @@ def query(
             f"{type(loaded).__name__} has no latent representation; ask for a site: "
             f"--site SITE=FILE with SITE one of {', '.join(loaded.sites)}."
         )
-    adata = read_data(data)
+    adata = read_data(data, backed=backed)
     rows = select_rows(adata, indices, obs_names)
     options: dict[str, Any] = {"adata": adata, "indices": rows, "batch_size": batch_size}
     console = Console()

@@ -19,6 +19,14 @@ def train(
             help="Class: one of pyrovi's, or module:Class of your own.", rich_help_panel=_MODEL
         ),
     ] = "SCVI",
+    backed: Annotated[
+        bool,
+        typer.Option(
+            "--backed",
+            help="Leave the matrices on disk: for .h5ad and .zarr larger than memory.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
     layer: Annotated[
         str | None, typer.Option(help="Layer with raw counts (default: X).", rich_help_panel=_DATA)
     ] = None,
@@ -136,7 +144,7 @@ def train(
     training = {name: value for name, value in training.items() if value is not None}
 
     console = Console()
-    adata = read_data(data)
+    adata = read_data(data, backed=backed)
     cls.setup_anndata(adata, **setup)
     made = cls(adata, **options)
     console.print(

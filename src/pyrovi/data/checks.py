@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ def check_values(
     """
     backed = is_backed(matrix)
     columns = None
-    for first_row, first_column, block in _sampled_blocks(matrix) if backed else [(0, 0, matrix)]:
+    for first_row, first_column, block in pieces_to_check(matrix):
         for start, values in value_chunks(block):
             bad = _bad_values(values, counts)
             if bad is None:
@@ -166,12 +166,19 @@ def check_values(
 
 def holds_counts(matrix: AnyMatrix) -> bool:
     """Whether all values (on disk: those of a sample of blocks) are non-negative integers."""
-    blocks = _sampled_blocks(matrix) if is_backed(matrix) else [(0, 0, matrix)]
     return all(
         _bad_values(values, counts=True) is None
-        for _, _, block in blocks
+        for _, _, block in pieces_to_check(matrix)
         for _, values in value_chunks(block)
     )
+
+
+def pieces_to_check(matrix: AnyMatrix) -> Iterable[tuple[int, int, AnyMatrix]]:
+    """What is looked at: all of a matrix in memory, a sample of blocks of one on disk.
+
+    Each piece is the row and the column that a block starts at, and the block, in memory.
+    """
+    return _sampled_blocks(matrix) if is_backed(matrix) else [(0, 0, matrix)]
 
 
 def _sampled_blocks(matrix: AnyMatrix) -> Iterator[tuple[int, int, AnyMatrix]]:
@@ -229,7 +236,7 @@ def warn_reads(matrix: AnyMatrix, where: str) -> None:
     on disk is judged by a sample.
     """
     ones = twos = 0
-    for _, _, block in _sampled_blocks(matrix) if is_backed(matrix) else [(0, 0, matrix)]:
+    for _, _, block in pieces_to_check(matrix):
         for _, values in value_chunks(block):
             ones += int(np.count_nonzero(values == 1))
             twos += int(np.count_nonzero(values == 2))

@@ -37,6 +37,11 @@ def is_backed(matrix: AnyMatrix) -> bool:
     return type(matrix).__module__.split(".")[0] in ("h5py", "zarr")
 
 
+def is_stored_sparse(matrix: AnyMatrix) -> bool:
+    """Whether ``matrix`` lives on disk and gives sparse rows or columns."""
+    return isinstance(matrix, (CSRDataset, CSCDataset)) and getattr(matrix, "is_sparse", True)
+
+
 def as_matrix(container: Any, where: str) -> AnyMatrix:
     """Two-dimensional matrix of a container, without copying where NumPy and pandas allow.
 

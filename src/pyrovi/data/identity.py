@@ -36,7 +36,8 @@ def new_id(adata: AnyData, *, write: bool) -> str:
         if adata.is_view and getattr(adata, "isbacked", False):
             raise DataError(
                 "The data are a view of an AnnData on disk, into which no id can be written. "
-                "Expected data in memory or the whole file: take `adata.to_memory()`."
+                "Expected data in memory, the whole file, or a view of what pyrovi.data.open_store "
+                "opens, which stays on disk: open the file so, or take `adata.to_memory()`."
             )
         with warnings.catch_warnings():
             # That a view becomes a copy is documented; the user need not be told of an accident.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import anndata
@@ -17,7 +18,7 @@ _TILE_VALUES = 100_000
 """Values that TileDB stores together unless told otherwise."""
 
 
-class SomaMatrix(StoredMatrix):
+class SomaSource:
     """Rows of a ``SparseNDArray`` of TileDB-SOMA: a :class:`~pyrovi.data.CellSource`.
 
     Parameters
@@ -28,11 +29,13 @@ class SomaMatrix(StoredMatrix):
         Numbers of observations and of variables.
     """
 
+    is_sparse = True
     shuffled = False
+    fork_safe = False  # TileDB reads with threads, which do not survive a fork
 
     def __init__(self, uri: str, shape: tuple[int, int]) -> None:
         self.uri = uri
-        self.shape = shape
+        self.shape: tuple[int, ...] = shape
         self._array = require("tiledbsoma", "soma").SparseNDArray.open(uri)
         self.dtype = np.dtype(self._array.schema.field("soma_data").type.to_pandas_dtype())
 
@@ -62,7 +65,9 @@ class SomaMatrix(StoredMatrix):
         return (type(self), (self.uri, self.shape))
 
 
-def open_soma(uri: str, measurement: str = "RNA", matrix: str = "data") -> anndata.AnnData:
+def open_soma(
+    uri: str | os.PathLike[str], measurement: str = "RNA", matrix: str = "data"
+) -> anndata.AnnData:
     """Open a TileDB-SOMA experiment whose matrix stays in the store.
 
     Needs the package ``tiledbsoma`` (``pip install 'pyrovi[soma]'``).
@@ -70,7 +75,7 @@ def open_soma(uri: str, measurement: str = "RNA", matrix: str = "data") -> annda
     Parameters
     ----------
     uri
-        Address of the experiment: a folder or an object store.
+        Address of the experiment: a folder, or one in an object store.
     measurement
         Key of ``ms``.
     matrix
@@ -89,15 +94,28 @@ def open_soma(uri: str, measurement: str = "RNA", matrix: str = "data") -> annda
     MissingKeyError
         If there is no such measurement or matrix.
     DataError
-        If join ids are not 0, 1, 2, ... as they are when AnnData are written to SOMA.
+        If there is no experiment, or join ids are not 0, 1, 2, ... as they are when AnnData are
+        written to SOMA.
     """
-    with require("tiledbsoma", "soma").Experiment.open(uri) as experiment:
-        _check_key(uri, "measurement", measurement, experiment.ms)
+    address = os.fspath(uri)
+    with _experiment(address) as experiment:
+        _check_key(address, "measurement", measurement, experiment.ms)
         measured = experiment.ms[measurement]
-        _check_key(uri, "matrix", matrix, measured.X)
+        _check_key(address, "matrix", matrix, measured.X)
         obs, var = _table(experiment.obs, "obs"), _table(measured.var, "var")
-        stored = SomaMatrix(measured.X[matrix].uri, (len(obs), len(var)))
-    return anndata.AnnData(stored, obs=obs, var=var)
+        source = SomaSource(measured.X[matrix].uri, (len(obs), len(var)))
+    return anndata.AnnData(StoredMatrix(source), obs=obs, var=var)
+
+
+def _experiment(uri: str) -> Any:
+    soma = require("tiledbsoma", "soma")
+    try:
+        return soma.Experiment.open(uri)
+    except soma.SOMAError as error:
+        raise DataError(
+            f"{uri!r} is no TileDB-SOMA experiment ({error}). Expected the address of one, as "
+            "`tiledbsoma.io.from_anndata` writes it."
+        ) from error
 
 
 def _check_key(uri: str, what: str, key: str, collection: Any) -> None:

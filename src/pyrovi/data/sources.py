@@ -34,7 +34,10 @@ _MANY_ROWS = 64
 class CellSource(Protocol):
     """Rows of one matrix, read by contiguous blocks.
 
-    Any object with these members is one: loaders read from it block by block.
+    Any object with these members is one: loaders read from it block by block. It is given to a
+    model in a dict of arrays or, in a :class:`StoredMatrix`, as ``X`` of an AnnData. An attribute
+    ``fork_safe = False`` says that a forked process cannot read from it (libraries whose threads do
+    not survive a fork); without it, one can.
     """
 
     @property
@@ -61,6 +64,11 @@ class CellSource(Protocol):
         """Rows ``start`` to ``stop - 1``, in the order of the storage."""
 
 
+def is_fork_safe(source: CellSource) -> bool:
+    """Whether a forked process can read from a source."""
+    return bool(getattr(source, "fork_safe", True))
+
+
 class MemorySource:
     """Rows of an ndarray or a SciPy CSR matrix in memory.
 
@@ -76,6 +84,7 @@ class MemorySource:
     def __init__(self, matrix: Any) -> None:
         self.source = matrix
         self.shape: tuple[int, ...] = tuple(matrix.shape)
+        self.dtype: np.dtype[Any] = matrix.dtype
         self.is_sparse = bool(sp.issparse(matrix))
 
     @property
@@ -104,6 +113,7 @@ class ArraySource:
     def __init__(self, array: Any) -> None:
         self.source = array
         self.shape: tuple[int, ...] = (*array.shape, 1) if len(array.shape) == 1 else array.shape
+        self.dtype: np.dtype[Any] = array.dtype
 
     @property
     def row_bytes(self) -> int:
@@ -142,6 +152,7 @@ class CSRSource:
     def __init__(self, dataset: Any) -> None:
         self.source = dataset
         self.shape: tuple[int, ...] = tuple(dataset.shape)
+        self.dtype: np.dtype[Any] = np.dtype(dataset.dtype)
 
     @cached_property
     def _parts(self) -> tuple[NDArray[np.int64], Any, Any]:
@@ -201,14 +212,17 @@ def _reopened(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "source": sparse_dataset(node) if isinstance(node, h5py.Group) else node}
 
 
-def disk_source(data: Any) -> ArraySource | CSRSource | None:
+def disk_source(data: Any) -> CellSource | None:
     """Source of a container on disk whose rows can be read; ``None`` for any other container.
 
     Parameters
     ----------
     data
-        ``h5py.Dataset``, ``zarr.Array``, or a sparse dataset of a backed AnnData (HDF5 or zarr).
+        ``h5py.Dataset``, ``zarr.Array``, a sparse dataset of a backed AnnData (HDF5 or zarr), or a
+        source, which is returned.
     """
+    if isinstance(data, CellSource):
+        return data
     if isinstance(data, CSRDataset):
         return CSRSource(data)
     # Zarr is optional in some versions of anndata; its arrays exist only once it is imported.

@@ -186,7 +186,8 @@ class FieldSpec:
     def _values(self, part: Any) -> Any:
         if self.place == "array" and self.key not in part.obs:
             found = [*part.obs, *part.obsm]
-            return np.asarray(_lookup(part.obsm, self.key, "the data", found))
+            array = _lookup(part.obsm, self.key, "the data", found)
+            return array if hasattr(array, "dtype") else np.asarray(array)
         return _lookup(part.obs, self.key, "obs" if self.place == "obs" else "the columns")
 
 

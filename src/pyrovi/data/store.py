@@ -1,4 +1,4 @@
-"""Data larger than memory: opening them, and putting them into a random order once."""
+"""Data larger than memory, put into a random order once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anndata
 import h5py
@@ -15,13 +15,17 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.abc import CSCDataset
-from anndata.io import read_elem, sparse_dataset, write_elem
+from anndata.io import write_elem
 from numpy.typing import NDArray
 
 from pyrovi._lazy import require
 from pyrovi.data.containers import preview
-from pyrovi.data.sources import SHUFFLED, ArraySource, CellSource, CSRSource, disk_source
+from pyrovi.data.opening import open_root, opened, store_suffix
+from pyrovi.data.sources import SHUFFLED, CellSource, MemorySource, disk_source
+from pyrovi.data.stored_matrix import StoredMatrix
 from pyrovi.errors import DataError, MissingKeyError
+
+Cells: TypeAlias = str | os.PathLike[str] | anndata.AnnData
 
 _PIECE_BYTES = 2**26
 """Rows that are scattered at a time."""
@@ -35,43 +39,8 @@ _CHUNK_VALUES = 2**17
 _ARRAYS = ("data", "indices", "lengths", "places")
 
 
-def open_store(path: str | os.PathLike[str]) -> anndata.AnnData:
-    """Open an AnnData whose matrices stay on disk.
-
-    Parameters
-    ----------
-    path
-        An ``.h5ad`` file (``X`` stays on disk) or a ``.zarr`` folder (``X`` and the layers do).
-
-    Returns
-    -------
-    AnnData
-        To be set up and trained on like one in memory.
-
-    Raises
-    ------
-    DataError
-        If there is no such file, or its name has another ending.
-    """
-    where = Path(path)
-    if _suffix(where, exists=True) == ".h5ad":
-        return anndata.read_h5ad(where, backed="r")
-    with _root(where) as group:
-        names = set(group)
-        layers = group["layers"] if "layers" in names else {}
-        return anndata.AnnData(
-            _matrix(group["X"]) if "X" in names else None,
-            layers={name: _matrix(layers[name]) for name in layers},
-            **{
-                name: read_elem(group[name])
-                for name in ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
-                if name in names
-            },
-        )
-
-
 def shuffled_store(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    paths: Cells | Sequence[Cells],
     out: str | os.PathLike[str],
     *,
     layer: str | None = None,
@@ -82,14 +51,19 @@ def shuffled_store(
     Files are usually sorted, by donor or by batch. Training from disk reads neighbours together, so
     that its minibatches are the more like draws from all observations, the less neighbours are
     alike; in the store that is written here they are independent draws. The order is a uniformly
-    random permutation, a pure function of the seed. About 0.5 GB of memory is used, and disk space
-    for a second copy while it runs; nothing is left behind if it fails.
+    random permutation, a pure function of the seed.
+
+    Matrices of any size take about 0.5 GB of memory, and disk space for a second copy while this
+    runs; ``obs``, which is held whole, takes about 0.25 GB more per million observations with a few
+    columns. Nothing is left behind if it fails.
 
     Parameters
     ----------
     paths
-        One or more ``.h5ad`` files or ``.zarr`` folders with the same variables in the same order;
-        their matrices may be CSR or dense.
+        One or more ``.h5ad`` files, ``.zarr`` folders or AnnData with the same variables in the
+        same order; their matrices may be CSR or dense. A selection is an AnnData from
+        :func:`open_store`: ``open_store(path)[cells, genes]``; so is the matrix in ``raw``:
+        ``open_store(path).raw.to_adata()``.
     out
         What to write, ending in ``.zarr`` or ``.h5ad``: ``X`` (CSR), ``obs`` with the columns that
         all files share, and the ``var`` of the first file. Open it with :func:`open_store`.
@@ -106,8 +80,8 @@ def shuffled_store(
     Raises
     ------
     DataError
-        If a file does not exist, variables differ, names of observations repeat, a matrix is stored
-        by column, or ``out`` exists.
+        If a file does not exist or is damaged, variables differ, names of observations repeat, a
+        matrix is stored by column, or ``out`` exists.
     MissingKeyError
         If a file lacks the layer.
     MissingExtraError
@@ -115,37 +89,48 @@ def shuffled_store(
     """
     from pyrovi._rng import generator  # imports torch
 
-    files = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-    if not files:
+    given = [paths] if isinstance(paths, str | os.PathLike | anndata.AnnData) else list(paths)
+    if not given:
         raise DataError("paths is empty; name at least one .h5ad file or .zarr folder")
     target = Path(out)
-    _suffix(target, exists=False)
+    store_suffix(target, exists=False)
     with ExitStack() as stack:
-        roots = [stack.enter_context(_root(file)) for file in files]
-        sources = [source_of(root, file, layer) for root, file in zip(roots, files, strict=True)]
-        var = common_var(roots, files)
-        obs = joined_obs(roots, files)
-        n_rows = [source.shape[0] for source in sources]
-        if sum(n_rows) != len(obs) or any(source.shape[1] != len(var) for source in sources):
-            raise DataError(
-                f"The matrices have {n_rows} rows, expected {len(obs)} in all, and "
-                f"{[source.shape[1] for source in sources]} columns, expected {len(var)} each: a "
-                "file is damaged"
-            )
+        parts = [_part(item, f"paths[{number}]", stack) for number, item in enumerate(given)]
+        names = [name for name, _ in parts]
+        cells = [adata for _, adata in parts]
+        sources = [matrix_of(adata, name, layer) for name, adata in parts]
+        var = common_var(cells, names)
+        obs = joined_obs(cells, names)
         order = generator("shuffled store", seed=seed).permutation(len(obs))
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
         )
-        dtype = np.result_type(*(source.source.dtype for source in sources))
+        dtype = np.result_type(*(source.dtype for source in sources))
         bins = _scatter(sources, np.argsort(order), dtype, Path(scratch))
         written = Path(scratch) / target.name
-        with _root(written, mode="w") as root:
+        with _new_root(written) as root:
             root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             write_elem(root, "obs", obs.iloc[order])
             write_elem(root, "var", var)
             _gather(bins, root, (len(obs), len(var)), dtype)
         written.rename(target)
     return target
+
+
+def _part(item: Cells, name: str, stack: ExitStack) -> tuple[str, anndata.AnnData]:
+    """Observations to write, and how to call them in messages."""
+    if isinstance(item, anndata.AnnData):
+        if item.isbacked and item.is_view:
+            raise DataError(
+                f"{name} is a subset of an AnnData that anndata has opened, which would be read "
+                "into memory. Expected one of pyrovi.data.open_store, whose subsets stay on disk."
+            )
+        return name, item
+    path = Path(item)
+    root = open_root(path)
+    if isinstance(root, h5py.File):
+        stack.enter_context(root)
+    return str(path), opened(root, path, whole=False)
 
 
 def _scatter(
@@ -223,79 +208,78 @@ def _array(group: Any, name: str, length: int, dtype: np.dtype[Any]) -> Any:
     return group.create_array(name, shape=(length,), dtype=dtype, chunks=chunks)
 
 
-def _suffix(path: Path, *, exists: bool) -> str:
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise DataError(f"{path} ends in {path.suffix!r}, expected '.h5ad' or '.zarr'")
-    if path.exists() != exists:
-        problem = "does not exist" if exists else "exists already; remove it or write elsewhere"
-        raise DataError(f"{path} {problem}")
-    if not exists and not path.resolve().parent.is_dir():
-        raise DataError(f"The folder of {path} does not exist; create it first")
-    return path.suffix
-
-
 @contextmanager
-def _root(path: Path, mode: str = "r") -> Iterator[Any]:
-    """Root group of a store, open."""
-    if _suffix(path, exists=mode == "r") == ".h5ad":
-        with h5py.File(path, mode) as file:
+def _new_root(path: Path) -> Iterator[Any]:
+    if path.suffix == ".h5ad":
+        with h5py.File(path, "w") as file:
             yield file
-    else:
-        zarr = require("zarr", "zarr")
-        # Format 2 is what every anndata reads.
-        options = {} if mode == "r" else {"zarr_format": 2}
-        yield zarr.open_group(path, mode=mode, **options)
+    else:  # format 2 is what every anndata reads
+        yield require("zarr", "zarr").open_group(path, mode="w", zarr_format=2)
 
 
-def _matrix(node: Any) -> Any:
-    """Matrix on disk: a sparse dataset, or the array itself."""
-    return sparse_dataset(node) if "shape" in node.attrs else node
+def matrix_of(adata: anndata.AnnData, name: str, layer: str | None) -> StoredMatrix:
+    """Matrix of an AnnData, read by rows.
 
+    Parameters
+    ----------
+    adata
+        In memory or on disk.
+    name
+        How to call it in messages.
+    layer
+        Key of ``layers``; ``None`` for ``X``.
 
-def source_of(root: Any, path: Path, layer: str | None) -> ArraySource | CSRSource:
-    """Matrix of a store."""
-    layers = root.get("layers", {})
-    group, key = (root, "X") if layer is None else (layers, layer)
-    if key not in group:
+    Raises
+    ------
+    MissingKeyError
+        If there is none.
+    DataError
+        If its rows cannot be read.
+    """
+    if (layer is not None and layer not in adata.layers) or (layer is None and adata.X is None):
         raise MissingKeyError(
-            f"{path} has no {'X' if layer is None else f'layer {layer!r}'}; "
-            f"it has the layers {list(layers)}"
+            f"{name} has no {'X' if layer is None else f'layer {layer!r}'}; "
+            f"it has the layers {list(adata.layers)}"
         )
-    matrix = _matrix(group[key])
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if isinstance(matrix, StoredMatrix):
+        return matrix
     if isinstance(matrix, CSCDataset):
         raise DataError(
-            f"The matrix of {path} is stored by column (CSC), which cannot be read by rows within "
+            f"The matrix of {name} is stored by column (CSC), which cannot be read by rows within "
             "bounded memory; write it as CSR first: `adata.X = adata.X.tocsr()`"
         )
+    if sp.issparse(matrix) or isinstance(matrix, np.ndarray):
+        return StoredMatrix(MemorySource(sp.csr_matrix(matrix) if sp.issparse(matrix) else matrix))
     source = disk_source(matrix)
     if source is None:
-        raise DataError(f"The matrix of {path} is a {type(matrix).__name__}, expected CSR or dense")
-    return source
+        raise DataError(f"The matrix of {name} is a {type(matrix).__name__}, expected CSR or dense")
+    return StoredMatrix(source)
 
 
-def common_var(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
-    """``var`` of the first file, whose names all others must have."""
-    first: pd.DataFrame = read_elem(roots[0]["var"])
-    for root, file in zip(roots[1:], files[1:], strict=True):
-        names = read_elem(root["var"]).index
-        if names.equals(first.index):
+def common_var(cells: Sequence[anndata.AnnData], names: Sequence[str]) -> pd.DataFrame:
+    """``var`` of the first AnnData, whose names all others must have."""
+    first: pd.DataFrame = cells[0].var
+    for adata, name in zip(cells[1:], names[1:], strict=True):
+        if adata.var_names.equals(first.index):
             continue
-        missing, extra = first.index.difference(names), names.difference(first.index)
+        missing = first.index.difference(adata.var_names)
+        extra = adata.var_names.difference(first.index)
         detail = (
             f"it lacks {preview(missing)} and has besides {preview(extra)}"
             if len(missing) or len(extra)
             else "they are in another order"
         )
         raise DataError(
-            f"The variables of {file} are not those of {files[0]}: {detail}. Write all files with "
-            "the same variables in the same order, e.g. `adata[:, var_names]`."
+            f"The variables of {name} are not those of {names[0]}: {detail}. Give all with the "
+            "same variables in the same order, e.g. `open_store(path)[:, var_names]`."
         )
-    return first
+    return first.copy()
 
 
-def joined_obs(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
-    """``obs`` of all files, one after the other, with the columns that all share."""
-    tables = [anndata.AnnData(obs=read_elem(root["obs"])) for root in roots]
+def joined_obs(cells: Sequence[anndata.AnnData], names: Sequence[str]) -> pd.DataFrame:
+    """``obs`` of all AnnData, one after the other, with the columns that all share."""
+    tables = [anndata.AnnData(obs=adata.obs) for adata in cells]
     obs: pd.DataFrame = (
         anndata.concat(tables, join="inner").obs if len(tables) > 1 else tables[0].obs
     )
@@ -303,7 +287,7 @@ def joined_obs(roots: Sequence[Any], files: Sequence[Path]) -> pd.DataFrame:
     if len(repeated):
         raise DataError(
             f"{len(repeated)} names of observations appear more than once in "
-            f"{preview(map(str, files))}, such as {repeated[0]!r}. Expected unique names: prefix "
+            f"{preview(names)}, such as {repeated[0]!r}. Expected unique names: prefix "
             "them with the name of the file, e.g. `adata.obs_names = 'sample1_' + adata.obs_names`."
         )
     return obs

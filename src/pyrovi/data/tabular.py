@@ -9,7 +9,11 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
+from pyrovi.data.containers import preview
+from pyrovi.data.sources import ArraySource, CellSource, disk_source
+from pyrovi.data.stored_matrix import StoredMatrix
 from pyrovi.errors import DataError
 
 
@@ -28,7 +32,9 @@ def as_annotated(data: Any) -> Any:
     Parameters
     ----------
     data
-        AnnData, MuData, DataFrame or dict of arrays (anything that NumPy can read).
+        AnnData, MuData, DataFrame or dict of arrays: anything that NumPy can read, SciPy sparse
+        matrices, and sources of rows (:class:`~pyrovi.data.CellSource`, HDF5 and zarr arrays of two
+        axes or more), which are not read.
 
     Raises
     ------
@@ -61,8 +67,18 @@ def _as_array(name: Any, value: Any) -> Any:
         return pd.Series(value).reset_index(drop=True)
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    array = np.asarray(value)
-    if array.ndim == 0:
+    array: Any = _as_stored(value)
+    if array is None:
+        array = value.tocsr() if sp.issparse(value) else np.asarray(value)
+    if len(array.shape) == 0 and array.dtype == object:
+        members = [member for member in vars(CellSource) if not member.startswith("_")]
+        lacking = [member for member in members if not hasattr(value, member)]
+        told = f" (it lacks {preview(lacking, 9)})" if "read" not in lacking else ""
+        raise DataError(
+            f"data[{name!r}] is a {type(value).__name__}. Expected an array, a SciPy sparse matrix "
+            f"or a pyrovi.data.CellSource{told}."
+        )
+    if len(array.shape) == 0:
         raise DataError(
             f"data[{name!r}] is the single value {array.item()!r}. Expected an array with one row "
             "per observation: give constants to the story itself, as defaults of its keyword-only "
@@ -75,8 +91,18 @@ def _as_array(name: Any, value: Any) -> Any:
     return array
 
 
+def _as_stored(value: Any) -> StoredMatrix | None:
+    """Rows that stay where they are; ``None`` of what is, or will be, in memory."""
+    if isinstance(value, StoredMatrix):
+        return value
+    source = disk_source(value)
+    if source is None or (isinstance(source, ArraySource) and len(value.shape) < 2):
+        return None
+    return StoredMatrix(source)
+
+
 def _of_arrays(arrays: dict[str, Any]) -> anndata.AnnData:
-    lengths = {name: len(value) for name, value in arrays.items()}
+    lengths = {name: value.shape[0] for name, value in arrays.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DataError(
@@ -86,10 +112,10 @@ def _of_arrays(arrays: dict[str, Any]) -> anndata.AnnData:
         )
     n_obs = next(iter(lengths.values()), 1)
     index = pd.RangeIndex(n_obs).astype(str)
-    columns = {n: v for n, v in arrays.items() if v.ndim == 1}
+    columns = {n: v for n, v in arrays.items() if len(v.shape) == 1}
     obs = pd.DataFrame(
         {n: np.asarray(v) if isinstance(v, np.ndarray) else v.array for n, v in columns.items()},
         index=index,
     )
-    blocks = {n: v for n, v in arrays.items() if v.ndim > 1}
+    blocks = {n: v for n, v in arrays.items() if len(v.shape) > 1}
     return anndata.AnnData(obs=obs, obsm=blocks)

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from pyrovi._constants import UUID_KEY
 from pyrovi._lazy import require
-from pyrovi.data.containers import as_matrix, is_backed, is_sparse
+from pyrovi.data.containers import as_matrix, is_backed, is_sparse, is_stored_sparse
 from pyrovi.data.fields import (
     ArrayField,
     CategoricalJointObsField,
@@ -163,8 +163,13 @@ def write_field(
             made = pd.DataFrame(made, index=container.index, columns=container.columns)
         getattr(target, field.attr_name)[field.key] = made
     elif isinstance(field, ArrayField):
-        like = np.asarray(source.obsm[field.key])
-        target.obsm[field.key] = _as_dtype(_dense(values), like.dtype).reshape(like.shape)
+        container = source.obsm[field.key]
+        if is_sparse(container) or is_stored_sparse(container):
+            target.obsm[field.key] = _like(values, container, field.where)
+        else:
+            like = container if is_backed(container) else np.asarray(container)
+            made = _as_dtype(_dense(values), like.dtype)
+            target.obsm[field.key] = made.reshape(like.shape)
     else:
         _write_columns(getattr(target, field.axis), field, state, _dense(values), source)
 
@@ -211,8 +216,7 @@ def _like(values: Any, container: Any, where: str) -> Any:
     """Matrix of the same kind and dtype as a container."""
     like = container if isinstance(container, pd.DataFrame) else as_matrix(container, where)
     dtype = like.to_numpy().dtype if isinstance(like, pd.DataFrame) else np.dtype(like.dtype)
-    to_sparse = is_sparse(like) or (is_backed(like) and hasattr(like, "to_memory"))
-    if not to_sparse:
+    if not (is_sparse(like) or is_stored_sparse(like)):
         return _as_dtype(_dense(values), dtype)
     is_csc = like.format == "csc"
     if isinstance(like, sparse.sparray):

@@ -16,6 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyrovi.data.sources import is_fork_safe
+from pyrovi.dataloaders.arguments import check_manager
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.dataloaders.rows import BackedRows, Rows, as_rows
@@ -63,7 +65,7 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
     MissingKeyError
         If a field is not registered.
     DataError
-        If a field has not one row per observation, or is not numeric.
+        If there is no manager, or a field has not one row per observation or is not numeric.
 
     Notes
     -----
@@ -77,6 +79,7 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
         getitem_tensors: Sequence[str] | Mapping[str, DTypeLike] | None = None,
         load_sparse_tensor: bool = False,
     ) -> None:
+        check_manager(manager)
         specs = {
             name: entry["tensor"]
             for name, entry in manager.registry["field_registries"].items()
@@ -155,6 +158,11 @@ class AnnTorchDataset(Dataset[dict[str, Any]]):
     def on_disk(self) -> bool:
         """Whether a field is read from disk."""
         return bool(self._stored)
+
+    @property
+    def fork_safe(self) -> bool:
+        """Whether the fields can be read in a forked process."""
+        return all(is_fork_safe(rows.stored) for rows in self._stored.values())
 
     @property
     def _stored(self) -> dict[str, BackedRows]:

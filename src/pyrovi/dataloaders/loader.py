@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,7 +46,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
     Fields on disk (a backed AnnData, zarr) are read by buffers of many minibatches, the next one in
     a thread while one is in use: at most about three times
     :data:`~pyrovi.dataloaders.dataset.BUFFER_BYTES` are in memory. Worker processes
-    (``num_workers``) read every minibatch by itself, which is far slower for them.
+    (``num_workers``) read every minibatch by itself, which is far slower for them; where they are
+    forked they cannot read from TileDB-SOMA at all.
 
     Parameters
     ----------
@@ -97,8 +99,9 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
     Raises
     ------
     DataError
-        If ``indices`` select nothing or do not fit the data, if options exclude one another, or if
-        no minibatch would be left.
+        If there is no manager, ``batch_size`` is no positive whole number, ``indices`` select
+        nothing or do not fit the data, options exclude one another, no minibatch would be left, or
+        forked workers cannot read the data.
     MissingKeyError
         If a field is not registered.
     """
@@ -178,6 +181,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
         )
         kwargs.setdefault("num_workers", settings.dl_num_workers)
         kwargs.setdefault("collate_fn", _unchanged)
+        if kwargs["num_workers"] > 0 and not rows.fork_safe:
+            _refuse_forks(kwargs.get("multiprocessing_context"))
         dataset = MinibatchDataset(rows, self.n_obs, as_numpy=iter_ndarray)
         # The sampler gives whole minibatches of positions: no automatic batching.
         super().__init__(dataset, batch_size=None, sampler=order, **kwargs)
@@ -252,6 +257,17 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
 
     def _collated(self, batches: Iterator[Any]) -> Iterator[Any]:
         return batches if self.collate_fn is _unchanged else map(self.collate_fn, batches)
+
+
+def _refuse_forks(context: Any) -> None:
+    if not isinstance(context, str):
+        context = (context or multiprocessing).get_start_method()
+    if context == "fork":
+        raise DataError(
+            "Workers are forked (num_workers > 0), and a forked process cannot read these data: "
+            "their store runs threads, which do not survive the fork. Use num_workers=0, which "
+            "reads ahead in a thread."
+        )
 
 
 def _minibatches(dataset: Any, batches: Iterable[NDArray[np.int64]]) -> Iterator[Any]:

@@ -141,6 +141,13 @@ class BackedRows(Rows):
         return getattr(self.stored, "source", self.stored)
 
     def take(self, index: NDArray[np.int64]) -> Any:
+        if len(index) and index.min() < 0:  # counted from the end, as in memory
+            if index.min() < -self.shape[0]:
+                raise IndexError(
+                    f"There are {self.shape[0]} rows, got positions from {index.min()} to "
+                    f"{index.max()}."
+                )
+            index = np.where(index < 0, index + self.shape[0], index)
         if len(index) < 2 or bool((np.diff(index) > 0).all()):
             return read_rows(self.stored, index)
         wanted, back = np.unique(index, return_inverse=True)

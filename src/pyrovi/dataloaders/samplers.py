@@ -16,6 +16,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from pyrovi._rng import generator
 from pyrovi._settings import settings
+from pyrovi.dataloaders.arguments import checked_batch_size
 from pyrovi.dataloaders.distributed import distributed_rank_and_size
 from pyrovi.dataloaders.resume import EpochCursor
 from pyrovi.errors import DataError
@@ -60,8 +61,8 @@ class BatchSampler(EpochCursor, Sampler[NDArray[np.int64]]):
     Raises
     ------
     DataError
-        If ``batch_size`` is not positive, ``rank`` is not below ``world``, or no minibatch would be
-        left.
+        If ``batch_size`` is no positive whole number, ``rank`` is not below ``world``, or no
+        minibatch would be left.
     """
 
     def __init__(
@@ -78,12 +79,11 @@ class BatchSampler(EpochCursor, Sampler[NDArray[np.int64]]):
         order = np.asarray(positions, dtype=np.int64)
         if order.ndim == 0:
             order = np.arange(int(order), dtype=np.int64)
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = checked_batch_size(batch_size)
         if not 0 <= rank < world:
             raise DataError(f"rank must be from 0 to world - 1 = {world - 1}, got {rank}")
         self.positions = order
-        self.batch_size = int(batch_size)
+        self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.drop_dataset_tail = drop_dataset_tail

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi._rng import generator
 from pyrovi._settings import settings
+from pyrovi.dataloaders.arguments import check_manager
 from pyrovi.dataloaders.concat import ConcatDataLoader
 from pyrovi.dataloaders.dataset import AnnTorchDataset
 from pyrovi.dataloaders.indices import resolve_indices
@@ -33,6 +34,7 @@ def label_codes(manager: AnnDataManager) -> tuple[NDArray[np.int64], NDArray[np.
     codes, labelled
         Both of shape ``(n_obs,)``.
     """
+    check_manager(manager)
     codes = np.asarray(manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).reshape(-1)
     state = manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY)
     if "unlabeled_category" not in state:
@@ -97,10 +99,10 @@ class SemiSupervisedDataLoader(ConcatDataLoader):
     ) -> None:
         if n_samples_per_label is not None and n_samples_per_label < 1:
             raise DataError(f"n_samples_per_label must be at least 1, got {n_samples_per_label}")
+        codes, labelled = label_codes(manager)
         self.n_samples_per_label = n_samples_per_label
         self.seed = settings.seed if seed is None else int(seed)
         self.indices = resolve_indices(indices, int(manager.n_obs))
-        codes, labelled = label_codes(manager)
         self.labelled_indices = self.indices[labelled[self.indices]]
         if len(self.labelled_indices) == 0:
             raise DataError(

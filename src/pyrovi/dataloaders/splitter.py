@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import DTypeLike, NDArray
 
 from pyrovi._settings import settings
+from pyrovi.dataloaders.arguments import check_manager
 from pyrovi.dataloaders.dataset import AnnTorchDataset
 from pyrovi.dataloaders.distributed import distributed_rank_and_size
 from pyrovi.dataloaders.loader import AnnDataLoader
@@ -90,6 +91,7 @@ class DataSplitter(LightningDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        check_manager(manager)
         self.manager = manager
         self.seed = settings.seed
         self.load_sparse_tensor = load_sparse_tensor

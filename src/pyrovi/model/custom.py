@@ -23,6 +23,7 @@ from pyrovi.model.new_observations import predict_new
 from pyrovi.model.possible import check_possible
 from pyrovi.model.start import can_start_near, start_near_posterior
 from pyrovi.model.training import note_options
+from pyrovi.model.training_data import training_batch_size
 from pyrovi.module.autoguides import copy_pair
 from pyrovi.module.base import PyroBaseModule, local_params
 from pyrovi.module.guides import StoryGuide
@@ -209,6 +210,7 @@ class PyroModel(BaseModelClass):
         if chosen != "svi":
             super().train(method=chosen, **given)
             return
+        training_batch_size(options.get("batch_size"))  # the defaults below count with it
         before = self._training
         plan = dict(options.get("plan_kwargs") or {})
         if plan and not any("kl" in name for name in plan):

@@ -105,6 +105,7 @@ def _with_variables(adata: AnnData, names: pd.Index, missing: pd.Index) -> AnnDa
         adata = adata.to_memory()
     if len(missing) == 0:
         return adata[:, names].copy()
+    adata = adata.to_memory()  # columns cannot be added to what stays on disk
     padding = AnnData(
         _zeros_like(adata.X, len(missing)),
         obs=pd.DataFrame(index=adata.obs_names),

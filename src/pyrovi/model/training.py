@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from pyrovi._settings import settings
 from pyrovi.errors import TrainingError
 from pyrovi.model.methods import changed_options, is_fitted_by_svi, train_by
 from pyrovi.model.possible import check_possible
 from pyrovi.model.restarts import drop_restarts, train_restarts
-from pyrovi.model.rows import check_rows
 from pyrovi.model.start import check_start, start_near_posterior
+from pyrovi.model.training_data import check_batches, training_batch_size, training_splitter
 from pyrovi.module.stored import StoredDraws
 
 if TYPE_CHECKING:
@@ -100,6 +97,7 @@ def train(
     shuffle_set_split: bool = True,
     batch_size: int | str | None = "default",
     load_sparse_tensor: bool = False,
+    on_device: bool = False,
     early_stopping: bool | str = False,
     lr: float | None = None,
     start: str | None = None,
@@ -138,7 +136,8 @@ def train(
         Epochs of this call; ``None``: 400, fewer above 20,000 observations. With ``ckpt_path``, the
         epochs of the whole run.
     accelerator, devices
-        As in Lightning. Several devices train data-parallel.
+        As in Lightning. Several devices train data-parallel; in a notebook, in processes forked
+        from it.
     train_size, validation_size, shuffle_set_split
         Division of the observations; by default 90 % are for training, the rest for validation.
         ``datasplitter_kwargs={"external_indexing": [train, validation, test]}`` gives it as it is.
@@ -147,6 +146,9 @@ def train(
         observations on the device as one batch.
     load_sparse_tensor
         Send sparse minibatches to the device in compressed form.
+    on_device
+        Move all observations to the device once, in dense form, and cut the minibatches there: the
+        same ones, without a transfer at every step.
     early_stopping
         ``True``: stop when ``elbo_validation`` has stopped improving, and restore the best
         parameters. ``"elbo"``: stop when the training ELBO has stopped moving beyond its noise,
@@ -164,7 +166,7 @@ def train(
         goes on with the best and drops the others.
     num_workers
         Number of processes that fit restarts at a time; ``None``: the number of CPU cores, or one
-        after the other on a GPU.
+        after the other on a GPU. Data of TileDB-SOMA are always fitted one after the other.
     ckpt_path
         Training checkpoint to resume from (see ``enable_checkpointing``).
     datasplitter_kwargs, plan_kwargs
@@ -179,6 +181,8 @@ def train(
     ------
     TrainingError
         If training cannot start, or the loss is not finite.
+    DataError
+        If ``batch_size`` is no positive whole number, or the data are not what was set up.
     """
     asked = changed_options(train, {**locals(), "method": "svi"})
     check_possible(model)
@@ -191,9 +195,9 @@ def train(
     manager.validate()  # counts that were overwritten since the setup would train on nonsense
     if max_epochs is None:
         max_epochs = max_epochs_heuristic(manager.n_obs)
-    size = settings.batch_size if batch_size == "default" else batch_size
+    size = training_batch_size(batch_size)
     plan_arguments = dict(plan_kwargs or {}) | ({} if lr is None else {"lr": lr})
-    data = _splitter(
+    data = training_splitter(
         model,
         {
             "train_size": train_size,
@@ -203,7 +207,7 @@ def train(
             **(datasplitter_kwargs or {}),
         },
         size,
-        accelerator,
+        accelerator if on_device or size is None else None,
     )
     before, last_record = model.module.posterior, model._training
     if n_restarts != 1:
@@ -213,6 +217,7 @@ def train(
             "devices": devices,
             "batch_size": batch_size,
             "load_sparse_tensor": load_sparse_tensor,
+            "on_device": on_device,
             "early_stopping": early_stopping,
             "start": start,
             "lr": lr,
@@ -229,7 +234,7 @@ def train(
     if model._restarts:
         drop_restarts(model)
     check_start(start, model)
-    _check_batches(model, data.n_train, size)
+    check_batches(model, data.n_train, size)
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
     if start is not None and not is_fitted_by_svi(model):
@@ -266,26 +271,13 @@ def train(
             model.module.use_posterior(before)
             model._training = last_record
         model.is_trained = model.is_trained or epochs > 0
-    model.to_device(runner.trainer.strategy.root_device)
+    model.to_device(runner.device)
     _fit_held_out_rows(model)
 
 
 def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, float]]) -> None:
     for metric, by_epoch in values.items():
         model._history.setdefault(metric, {}).update(by_epoch)
-
-
-def _check_batches(model: BaseModelClass, n_train: int, batch_size: int | str | None) -> None:
-    """Refuse minibatches of one observation where batch norm would have nothing to normalise by."""
-    size = n_train if batch_size is None else min(n_train, int(batch_size))
-    normalised = any(isinstance(m, torch.nn.BatchNorm1d) for m in model.module.modules())
-    if size == 1 and normalised:
-        raise TrainingError(
-            f"Every minibatch would hold one observation (batch_size={batch_size}, {n_train} "
-            "training observations), whose mean and variance batch norm cannot use. Use batch_size "
-            "of at least 2 and more data, or a module without batch norm (SCVI: "
-            "use_batch_norm='none')."
-        )
 
 
 def _check_monitors(
@@ -309,37 +301,6 @@ def _check_monitors(
                 "use train_size=0.9, watch 'elbo_train', or stop on the training ELBO with "
                 "early_stopping='elbo'."
             )
-
-
-def _splitter(
-    model: BaseModelClass, options: dict[str, Any], batch_size: Any, accelerator: str
-) -> Any:
-    from pyrovi.dataloaders import DataSplitter, DeviceBackedDataSplitter
-
-    manager = model.adata_manager
-    check_rows(model)
-    if options.get("external_indexing") is not None:
-        options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
-    if batch_size is None:
-        if options.pop("load_sparse_tensor", False):
-            raise TrainingError(
-                "load_sparse_tensor=True has no effect with batch_size=None, which keeps the data "
-                "on the device in dense form; choose one of them."
-            )
-        return DeviceBackedDataSplitter(
-            manager, batch_size=None, accelerator=accelerator, **options
-        )
-    size = int(batch_size)
-    data = DataSplitter(manager, batch_size=size, **options)
-    smallest = data.n_train // math.ceil(data.n_train / size)
-    if smallest == 1 < data.n_train and size > 1 and _normalises(model.module):
-        # Batch normalisation cannot train on one observation. Every epoch leaves out another one.
-        data.drop_last = True
-    return data
-
-
-def _normalises(module: torch.nn.Module) -> bool:
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
 
 def _continuation(

@@ -271,6 +271,14 @@ def block_change(losses: Sequence[float], block: int) -> BlockChange:
     )
 
 
+def reason_to_stop(trainer: pl.Trainer) -> str | None:
+    """Why a training stopped before its last epoch; ``None`` if it did not."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LoudEarlyStopping | ELBOConvergence) and callback.reason:
+            return callback.reason
+    return None
+
+
 def _plan(trainer: pl.Trainer) -> SVITrainingPlan:
     plan = trainer.lightning_module
     assert isinstance(plan, SVITrainingPlan)

@@ -37,6 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         TrainingError
             If it cannot be written (for instance, the disk is full); what was there is untouched.
         """
+        checkpoint.setdefault(KEY, {})  # the parameters alone, which forked processes hand back
         target = Path(path)
         temporary = target.with_name(f".{target.name}.partial")
         try:

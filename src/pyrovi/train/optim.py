@@ -67,8 +67,16 @@ class OptimizerPlan:
         return {f"{name}/pg{i}": float(group["lr"]) for i, group in enumerate(groups, 1)}
 
 
-_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-"""Optimisers that update all parameters in one pass, if told so."""
+_FUSED: dict[Any, tuple[str, ...]] = {
+    torch.optim.Adam: ("cpu", "cuda"),
+    torch.optim.AdamW: ("cpu", "cuda"),
+    torch.optim.SGD: ("cpu", "cuda"),
+    torch.optim.Adagrad: ("cpu",),
+}
+"""Optimisers that update all parameters in one pass if told so, and the devices where they do."""
+
+_WAYS = {"fused", "foreach", "differentiable"}
+"""Arguments by which a caller says how the parameters are updated."""
 
 
 def build_optimizer(
@@ -118,14 +126,21 @@ def build_optimizer(
     known = inspect.signature(make).parameters.values()
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known)
     accepted = {k: v for k, v in defaults.items() if takes_any or k in {p.name for p in known}}
-    if make in _FUSED and not {"foreach", "differentiable"} & options.keys():
-        accepted["fused"] = all(p.device.type in ("cpu", "cuda") for _, p in parameters)
+    if not _WAYS & options.keys():
+        accepted |= _fused(make, parameters)
     try:
         given = parameters if getattr(make, "takes_names", False) else [p for _, p in parameters]
         optimizer = make(given, **{**accepted, **options})
     except TypeError as error:
         raise TrainingError(f"The optimiser {make!r} cannot be made: {error}.") from error
     return OptimizerPlan(optimizer)
+
+
+def _fused(make: Any, parameters: list[tuple[str, nn.Parameter]]) -> dict[str, bool]:
+    """The argument that makes an optimiser update all parameters in one pass, if it can."""
+    if not isinstance(make, type) or make not in _FUSED:
+        return {}
+    return {"fused": all(p.device.type in _FUSED[make] for _, p in parameters)}
 
 
 def _from_pyro(spec: PyroOptim, parameters: list[tuple[str, nn.Parameter]]) -> OptimizerPlan:
@@ -138,8 +153,12 @@ def _from_pyro(spec: PyroOptim, parameters: list[tuple[str, nn.Parameter]]) -> O
         if clip := _options_of(spec.pt_clip_args or {}, name):
             clipping.append((parameter, clip))
     constructor: Any = spec.pt_optim_constructor
+    keywords = _required(spec, groups)
+    # fused ones get gradients that mixed precision has scaled, whose norm is not to be clipped
+    if not clipping and not any(_WAYS & group.keys() for group in groups.values()):
+        keywords |= _fused(constructor, parameters)
     try:
-        optimizer = constructor(list(groups.values()), **_required(spec, groups))
+        optimizer = constructor(list(groups.values()), **keywords)
     except TypeError as error:
         raise TrainingError(f"The Pyro optimiser cannot be made: {error}.") from error
     return OptimizerPlan(optimizer, _scheduler_maker(spec), True, clipping)

@@ -38,6 +38,9 @@ from pyrovi.train.resume import check_checkpoint, checkpoint_state, restore
 from pyrovi.train.rows import fit_rows
 from pyrovi.train.schedulers import Interval, Schedule, decaying_scheduler, plateau_scheduler
 
+VALIDATED_STEPS = 100
+"""Minibatches of the first epoch whose distributions, shapes and supports Pyro checks."""
+
 
 class SVITrainingPlan(pl.LightningModule):
     """Stochastic variational inference of a module by Lightning's automatic optimisation.
@@ -255,6 +258,8 @@ class SVITrainingPlan(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step: its noise is a pure function of (seed, epoch, step, rank)."""
+        if batch_idx == VALIDATED_STEPS:
+            pyro.enable_validation(False)  # mistakes show in the first steps
         if self.antithetic:
             step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
             self._mirrors = step % 2 == 1
@@ -306,7 +311,7 @@ class SVITrainingPlan(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch's metrics and step the scheduler."""
-        pyro.enable_validation(False)  # mistakes show in the first epoch
+        pyro.enable_validation(False)  # an epoch may have fewer than VALIDATED_STEPS
         if self.means["train"].is_empty:  # resumed after the end of the epoch: it is closed already
             return
         self._record({f"{k}_train": v for k, v in self.means["train"].compute().items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from typing import Any
 
@@ -86,5 +87,8 @@ def _metrics(trainer: pl.Trainer) -> str:
 
 
 def _in_notebook() -> bool:
+    """Whether what is shown reaches a notebook: that of forked processes does not."""
+    if multiprocessing.parent_process() is not None:
+        return False
     shell = sys.modules.get("IPython")
     return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from pyrovi._rng import stream
 from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.train.callbacks import REMEDIES, ELBOConvergence, LoudEarlyStopping, NaNGuard
+from pyrovi.train.callbacks import REMEDIES, NaNGuard, reason_to_stop
+from pyrovi.train.forked import handed_back, trains_in_forks
 from pyrovi.train.manual_plan import ManualSVITrainingPlan
 from pyrovi.train.plan import SVITrainingPlan, has_differentiable_loss
 from pyrovi.train.resume import take_up, training_state
@@ -72,7 +73,7 @@ class TrainRunner:
     Raises
     ------
     TrainingError
-        If there is nothing to do, or no such checkpoint.
+        If there is nothing to do, no such checkpoint, or no way to start the processes.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class TrainRunner:
             raise TrainingError(
                 f"train() or Trainer got an argument it does not know: {error}."
             ) from error
+        self._is_forked = trains_in_forks(self.trainer, data)
+        self._handed_back: Mapping[str, Any] = {}
         if state is not None and ckpt_path is None:
             take_up(plan, self.trainer, state)
         plan.warmup = plan.warmup.planned(max_epochs)
@@ -108,12 +111,15 @@ class TrainRunner:
         module = self.plan.module
         module.train()
         dtypes = {name: value.dtype for name, value in module.state_dict().items()}
-        if self.trainer.strategy.root_device.type == "cuda":
+        if self.trainer.strategy.root_device.type == "cuda" and not self._is_forked:
             torch.cuda.init()  # so that the caller's state of the device is put by, too
         try:
-            # validation is for the first epoch of all; the context restores the user's setting
+            # validation is for the first steps of all; the context restores the user's setting
             validate = pyro.validation_enabled(self._is_first)
-            with stream("train"), validate, _own_interrupt_handler():
+            fitting: AbstractContextManager[Mapping[str, Any]] = nullcontext({})
+            if self._is_forked:
+                fitting = handed_back(self.plan, self.trainer)
+            with stream("train"), validate, _own_interrupt_handler(), fitting as self._handed_back:
                 self.trainer.fit(
                     self.plan,
                     datamodule=self.data,
@@ -148,15 +154,20 @@ class TrainRunner:
     @property
     def state(self) -> dict[str, Any] | None:
         """What the next call needs to go on; ``None`` if training did not get to its first step."""
+        if self._is_forked:
+            return self._handed_back.get("state")
         return None if self.plan.optimizer_plan is None else training_state(self.plan)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the trained module: where it was if others have trained it, which may again."""
+        forked = self._is_forked
+        return self.plan.module.device if forked else self.trainer.strategy.root_device
 
     @property
     def stopping_reason(self) -> str | None:
         """Why training stopped before ``max_epochs``; ``None`` if it did not."""
-        for callback in self.trainer.all_callbacks:
-            if isinstance(callback, LoudEarlyStopping | ELBOConvergence) and callback.reason:
-                return callback.reason
-        return None
+        return self._handed_back.get("reason") or reason_to_stop(self.trainer)
 
 
 def _restore_precision(module: torch.nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:

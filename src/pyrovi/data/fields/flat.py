@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovi.data.categories import find_categories
+from pyrovi.data.checks import pieces_to_check
+from pyrovi.data.containers import is_backed, is_sparse, locate
 from pyrovi.data.fields.base import JSON, AnnDataField, AnyData
 from pyrovi.data.fields.dataframe import CategoricalObsField, NumericalObsField
 from pyrovi.errors import DataError, RegistryError
@@ -71,7 +73,7 @@ class CategoricalColumnField(CategoricalObsField):
 
 
 class ArrayField(AnnDataField):
-    """An array of ``adata.obsm`` with any number of axes, shape (n_obs, ...).
+    """An array of ``adata.obsm`` with any number of axes, shape (n_obs, ...), dense or sparse.
 
     Parameters
     ----------
@@ -93,25 +95,38 @@ class ArrayField(AnnDataField):
         self.key = attr_key
         self.integers = integers
 
-    def _array(self, adata: AnyData) -> NDArray[Any]:
-        array = np.asarray(self._lookup(adata, "obsm", self.key))
-        if array.dtype.kind not in "biuf":
+    def _array(self, adata: AnyData) -> Any:
+        array = self._lookup(adata, "obsm", self.key)
+        if not (is_sparse(array) or is_backed(array)):
+            array = np.asarray(array)
+        if np.dtype(array.dtype).kind not in "biuf":
             raise DataError(f"{self.where} is of dtype {array.dtype}. Expected numbers.")
-        if not np.isfinite(array).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise DataError(
-                f"{self.where} has {array[where]} at {where}. Expected finite numbers: impute the "
-                "missing ones, or leave these observations out."
-            )
-        if self.integers:
-            _check_integers(array, self.where)
+        return array
+
+    def _checked(self, adata: AnyData) -> Any:
+        array = self._array(adata)
+        for first_row, _, block in pieces_to_check(array):
+            values = block.data if is_sparse(block) else np.asarray(block)
+            if not (finite := np.isfinite(values)).all():
+                at = int(np.argmin(finite))
+                place = (
+                    locate(block, at) if is_sparse(block) else np.unravel_index(at, values.shape)
+                )
+                row, *rest = map(int, place)
+                raise DataError(
+                    f"{self.where} has {values.flat[at]} at {(first_row + row, *rest)}. "
+                    "Expected finite numbers: impute the missing ones, or leave these observations "
+                    "out."
+                )
+            if self.integers:
+                _check_integers(values, self.where)
         return array
 
     def validate_field(self, adata: AnyData) -> None:
-        self._array(adata)
+        self._checked(adata)
 
     def register_field(self, adata: AnyData) -> JSON:
-        return {"shape": [int(n) for n in self._array(adata).shape[1:]]}
+        return {"shape": [int(n) for n in self._checked(adata).shape[1:]]}
 
     def transfer_field(
         self,
@@ -132,7 +147,7 @@ class ArrayField(AnnDataField):
     def get_summary_stats(self, state_registry: Mapping[str, Any]) -> dict[str, int]:
         return {f"n_{self.registry_key}": int(state_registry["shape"][-1])}
 
-    def get_field_data(self, adata: AnyData, state_registry: Mapping[str, Any]) -> NDArray[Any]:
+    def get_field_data(self, adata: AnyData, state_registry: Mapping[str, Any]) -> Any:
         return self._array(adata)
 
     def tensor_spec(self, state_registry: Mapping[str, Any]) -> JSON:
