@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ def handed_back(plan: SVITrainingPlan, trainer: Trainer) -> Iterator[dict[str, A
         If one of the processes fails.
     """
     found: dict[str, Any] = {}
+    port = os.environ.get("MASTER_PORT")
     launcher = trainer.strategy.launcher
     assert isinstance(launcher, _MultiProcessingLauncher)
     with TemporaryDirectory() as folder:
@@ -129,6 +131,8 @@ def handed_back(plan: SVITrainingPlan, trainer: Trainer) -> Iterator[dict[str, A
             ) from error
         finally:
             launcher.kill(signal.SIGKILL)  # after an interrupt they would train on
+            if port is None:  # the next training takes a free one, not that of processes of before
+                os.environ.pop("MASTER_PORT", None)
         found |= torch.load(path, map_location="cpu", weights_only=True)
     plan.history.values = found["history"]
     plan.trainer = trainer
