@@ -211,7 +211,8 @@ h5ad file on disk; time per cell and epoch, and the peak memory of the process.
 A cell among {largest:,} costs {ratio:.2f} times what one among 10,000 does (median of three
 measurements), so that costs can be multiplied: an epoch of 100 million cells takes {hours:.1f}
 hours on the two cores of this machine. Names, columns of `obs` and the order of an epoch stay in
-memory, {growth:.0f} bytes a cell: that is some {memory:.0f} GiB for 100 million.
+memory: at most {growth:.0f} bytes a cell, by the last two points, or {memory:.0f} GiB for 100
+million.
 
 A GPU takes the computation off the processor, and two costs remain, which bound the epoch from
 below:

@@ -209,7 +209,7 @@ is not in it, on either side.
 ## Where a step goes
 
 A training step at batch 128, by what is around it: the networks and the density in plain PyTorch,
-the model/guide pair in Pyro, and `train`. Parts are differences of medians.
+the model/guide pair in Pyro, and `train`. Parts are differences of the shortest of eight epochs.
 
 | likelihood | part | time |
 | --- | --- | --- |

@@ -65,11 +65,19 @@ class DenseRows(Rows):
 
 
 class SparseRows(Rows):
-    """Rows of a CSR matrix in memory."""
+    """Rows of a CSR matrix in memory.
+
+    Parameters
+    ----------
+    matrix
+        The matrix.
+    in_one_thread
+        Whether one thread makes rows dense, because another reads the next ones.
+    """
 
     is_sparse = True
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: Any, in_one_thread: bool = False) -> None:
         if matrix.indptr.dtype != matrix.indices.dtype:
             # Files may have it so, and SciPy would convert all indices at every access.
             matrix = type(matrix)(matrix, copy=False)
@@ -81,6 +89,7 @@ class SparseRows(Rows):
         self.source = matrix
         self.shape = matrix.shape
         self._unique = bool(matrix.has_canonical_format)
+        self._nanoseconds = 0.0 if in_one_thread else _NANOSECONDS
 
     def take(self, index: NDArray[np.int64]) -> Any:
         # SciPy's compiled row gather was measured faster than any gather of indptr/indices/data
@@ -95,7 +104,7 @@ class SparseRows(Rows):
         matrix = self.source
         csr = matrix.indptr, matrix.indices, matrix.data, self._unique
         try:
-            run(dense_rows, len(out), _NANOSECONDS * out.size, index, *csr, out)
+            run(dense_rows, len(out), self._nanoseconds * out.size, index, *csr, out)
         except IndexError:
             raise IndexError(
                 f"There are {self.shape[0]} rows, got positions from {index.min()} to "
@@ -161,8 +170,9 @@ class BackedRows(Rows):
         positions
             The rows, strictly increasing.
         """
-        rows = read_rows(self.stored, positions)
-        return LoadedRows(positions, SparseRows(rows) if self.is_sparse else DenseRows(rows))
+        stored = read_rows(self.stored, positions)
+        rows = SparseRows(stored, in_one_thread=True) if self.is_sparse else DenseRows(stored)
+        return LoadedRows(positions, rows)
 
 
 class LoadedRows(Rows):
