@@ -13,7 +13,6 @@ from pyrovi._rng import derive_seed, generator
 from pyrovi._settings import settings as defaults
 from pyrovi.criticism.elpd import Elpd, predicted_sites, total
 from pyrovi.criticism.leave_one_out import log_mean_exp
-from pyrovi.dataloaders import AnnTorchDataset
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import DataError, MissingKeyError, ModelError
 from pyrovi.model.draws import resolve_num_samples
@@ -165,7 +164,7 @@ def cross_validate(
         draws = marginal_log_likelihood(copy, adata=held, seed=own_seed, **query)
         return _density(draws).assign(fold=fold)
 
-    fork_safe = AnnTorchDataset(model.adata_manager).fork_safe
+    fork_safe = model.adata_manager.fork_safe
     parts = run_in_processes(of_fold, range(num_folds), num_workers, fork_safe=fork_safe)
     settings = {**query, "num_folds": num_folds, "grouped": groups is not None}
     # the parts come fold after fold; back to the order of the data

@@ -25,6 +25,7 @@ from pyrovi.data.registry import (
     registry_var_names,
     to_json,
 )
+from pyrovi.data.sources import is_fork_safe
 from pyrovi.data.validation import AnnDataManagerValidationCheck, check_transfer_options
 from pyrovi.errors import MissingKeyError, NotSetUpError, RegistryError
 
@@ -280,6 +281,11 @@ class AnnDataManager:
     def has_field(self, key: str) -> bool:
         """Whether a field of this name is registered and holds data."""
         return key in self.data_registry
+
+    @property
+    def fork_safe(self) -> bool:
+        """Whether a forked process can read the data of all fields."""
+        return all(is_fork_safe(self.get_from_registry(key)) for key in self.data_registry)
 
     def get_from_registry(self, key: str) -> Any:
         """Data of a field, two-dimensional with one row per observation (or variable).

@@ -64,9 +64,9 @@ class CellSource(Protocol):
         """Rows ``start`` to ``stop - 1``, in the order of the storage."""
 
 
-def is_fork_safe(source: CellSource) -> bool:
-    """Whether a forked process can read from a source."""
-    return bool(getattr(source, "fork_safe", True))
+def is_fork_safe(data: Any) -> bool:
+    """Whether a forked process can read from a source, or any other container."""
+    return bool(getattr(data, "fork_safe", True))
 
 
 class MemorySource:
@@ -258,6 +258,36 @@ def runs(source: CellSource, positions: NDArray[np.int64]) -> Iterator[tuple[int
             end = int(np.searchsorted(positions[first:last], positions[first] + longest)) + first
             yield first, end
             first = end
+
+
+def read_in_order(source: CellSource, positions: NDArray[np.int64]) -> Any:
+    """Rows at any positions, in their order and as often as they are named; each is read once.
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    positions
+        Wanted rows, counted from the first.
+
+    Returns
+    -------
+    ndarray or CSR matrix
+
+    Raises
+    ------
+    DataError
+        If the store ends before the last of them.
+    """
+    if increasing(positions):
+        return read_rows(source, positions)
+    stored, back = np.unique(positions, return_inverse=True)
+    return read_rows(source, stored)[back]
+
+
+def increasing(positions: NDArray[np.int64]) -> bool:
+    """Whether every position is larger than the one before it."""
+    return bool((np.diff(positions) > 0).all())
 
 
 def read_rows(source: CellSource, positions: NDArray[np.int64]) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyrovi.data import sources
 from pyrovi.data.anndata_hooks import teach_anndata
 from pyrovi.data.joined import JoinedSource
-from pyrovi.data.sources import CellSource, is_fork_safe, read_rows
+from pyrovi.data.sources import CellSource, increasing, is_fork_safe, read_in_order
 from pyrovi.errors import DataError
 
 _SAMPLED_BLOCKS, _SAMPLED_ROWS = 8, 32
@@ -103,7 +103,7 @@ class StoredMatrix(CSRDataset):
     @property
     def shuffled(self) -> bool:
         """Whether the rows are in a random order: of a store's, or those left of it."""
-        return self.source.shuffled and (self._rows is None or _increasing(self._rows))
+        return self.source.shuffled and (self._rows is None or increasing(self._rows))
 
     @property
     def fork_safe(self) -> bool:
@@ -123,13 +123,9 @@ class StoredMatrix(CSRDataset):
         return sp.vstack(pieces, format="csr") if self.is_sparse else np.concatenate(pieces)
 
     def _selected(self, positions: NDArray[np.int64]) -> Any:
-        if not len(positions):
-            rows = self.source.read(0, 0)
-        elif _increasing(positions):
-            rows = read_rows(self.source, positions)
-        else:
-            stored, back = np.unique(positions, return_inverse=True)
-            rows = read_rows(self.source, stored)[back]
+        # of no rows the source knows the type of the values
+        empty = len(positions) == 0
+        rows = self.source.read(0, 0) if empty else read_in_order(self.source, positions)
         return rows if self._columns is None else rows[:, self._columns]
 
     def select(self, rows: Any = slice(None), columns: Any = slice(None)) -> StoredMatrix:
@@ -180,10 +176,6 @@ class StoredMatrix(CSRDataset):
             if all(isinstance(part, StoredMatrix) for part in parts):
                 return StoredMatrix(JoinedSource(parts, shuffled=False))
         return self.__array__()
-
-
-def _increasing(positions: NDArray[np.int64]) -> bool:
-    return bool((np.diff(positions) > 0).all())
 
 
 def _composed(own: NDArray[np.int64] | None, index: Any, length: int) -> NDArray[np.int64] | None:

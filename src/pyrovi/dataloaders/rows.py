@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from anndata.abc import CSCDataset
 from numpy.typing import NDArray
 
-from pyrovi.data.sources import CellSource, disk_source, read_rows
+from pyrovi.data.sources import CellSource, disk_source, read_in_order, read_rows
 from pyrovi.errors import DataError
 
 _NANOSECONDS = 0.2
@@ -106,11 +106,14 @@ class SparseRows(Rows):
         try:
             run(dense_rows, len(out), self._nanoseconds * out.size, index, *csr, out)
         except IndexError:
-            raise IndexError(
-                f"There are {self.shape[0]} rows, got positions from {index.min()} to "
-                f"{index.max()}."
-            ) from None
+            raise _no_such_row(self.shape[0], index) from None
         return out
+
+
+def _no_such_row(n_rows: int, index: NDArray[np.int64]) -> IndexError:
+    return IndexError(
+        f"There are {n_rows} rows, got positions from {index.min()} to {index.max()}."
+    )
 
 
 def _check_csr(matrix: Any) -> None:
@@ -152,15 +155,9 @@ class BackedRows(Rows):
     def take(self, index: NDArray[np.int64]) -> Any:
         if len(index) and index.min() < 0:  # counted from the end, as in memory
             if index.min() < -self.shape[0]:
-                raise IndexError(
-                    f"There are {self.shape[0]} rows, got positions from {index.min()} to "
-                    f"{index.max()}."
-                )
+                raise _no_such_row(self.shape[0], index)
             index = np.where(index < 0, index + self.shape[0], index)
-        if len(index) < 2 or bool((np.diff(index) > 0).all()):
-            return read_rows(self.stored, index)
-        wanted, back = np.unique(index, return_inverse=True)
-        return read_rows(self.stored, wanted)[back]
+        return read_in_order(self.stored, index)
 
     def loaded(self, positions: NDArray[np.int64]) -> LoadedRows:
         """Some of the rows, read now.

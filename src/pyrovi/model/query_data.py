@@ -12,7 +12,7 @@ from anndata import AnnData, concat
 from scipy import sparse
 
 from pyrovi.data.checks import check_unique_names
-from pyrovi.data.containers import preview
+from pyrovi.data.containers import is_backed, preview
 from pyrovi.errors import DataError
 from pyrovi.model.persistence import read_description
 
@@ -105,7 +105,8 @@ def _with_variables(adata: AnnData, names: pd.Index, missing: pd.Index) -> AnnDa
         adata = adata.to_memory()
     if len(missing) == 0:
         return adata[:, names].copy()
-    adata = adata.to_memory()  # columns cannot be added to what stays on disk
+    if any(map(is_backed, (adata.X, *adata.layers.values()))):
+        adata = adata.to_memory()  # columns cannot be added to what stays on disk
     padding = AnnData(
         _zeros_like(adata.X, len(missing)),
         obs=pd.DataFrame(index=adata.obs_names),

@@ -15,7 +15,6 @@ import torch
 from pyrovi._parallel import run_in_processes
 from pyrovi._rng import derive_seed, generator, root_seed
 from pyrovi._settings import settings
-from pyrovi.dataloaders import AnnTorchDataset
 from pyrovi.errors import ModelError, TrainingError
 from pyrovi.model.copies import fresh_copy
 
@@ -100,7 +99,7 @@ def train_restarts(
         elbo = result[1].elbo
         logger.info("Restart %d/%d: ELBO %.5g per observation.", restart + 1, n_restarts, elbo)
 
-    fork_safe = AnnTorchDataset(model.adata_manager).fork_safe
+    fork_safe = model.adata_manager.fork_safe
     results = run_in_processes(fit, range(n_restarts), workers, tell, fork_safe=fork_safe)
     if not any(np.isfinite(record.elbo) for _, record in results):
         raise TrainingError(

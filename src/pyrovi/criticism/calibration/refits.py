@@ -18,7 +18,6 @@ from pyrovi.criticism.calibration.one_refit import Refit, run_refit
 from pyrovi.criticism.calibration.result import SMALLEST_SAMPLE, Calibration, holm
 from pyrovi.criticism.calibration.store import SimulationStore, fingerprint
 from pyrovi.criticism.calibration.symmetry import symmetry_test
-from pyrovi.dataloaders import AnnTorchDataset
 from pyrovi.errors import ModelError, TrainingError
 from pyrovi.model.draws import example_on_device, latent_sites
 from pyrovi.model.refit import effective_method, inference_name, refit_options
@@ -225,7 +224,7 @@ def sbc(
         waiting,
         num_workers,
         on_result=lambda _, record: None if record is None else store.add(record),
-        fork_safe=AnnTorchDataset(model.adata_manager).fork_safe,
+        fork_safe=model.adata_manager.fork_safe,
     )
     records = [store.records[i] for i in sorted(store.records) if i < num_simulations]
     done = [record for record in records if "ranks" in record]
