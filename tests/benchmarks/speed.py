@@ -217,8 +217,10 @@ the model/guide pair in Pyro, and `train`. Parts are differences of the shortest
 
 What has been tried without gain: the density in threads of pyrovi's own (those of PyTorch wait for
 work on the same cores: it runs in them now), matrices in the order of the gradient's product (a
-copy of it is a tenth of a millisecond), the garbage collector off, and steps without Lightning's
-loop (3 to 10 %, at the price of its callbacks). Deterministic sites take 3 % of a step.
+copy of it is a tenth of a millisecond), the garbage collector off, other thresholds and large pages
+of the allocator, and steps without Lightning's loop (3 to 10 %, at the price of its callbacks).
+Deterministic sites take 3 % of a step. The head of the zero inflation, three products of matrices,
+is what ZINB has over NB; both sides pay it.
 
 ## The same results
 
