@@ -525,13 +525,13 @@ def test_validation_is_for_the_first_steps_of_all(monkeypatch, batch_size, seen_
     assert plans.VALIDATED_STEPS == 100
     monkeypatch.setattr(plans, "VALIDATED_STEPS", 5)
     seen = []
-    objective = SVITrainingPlan.objective
+    evaluate = SVITrainingPlan.evaluate
 
     def spy(plan, *arguments):
         seen.append(pyro.infer.util.is_validation_enabled())
-        return objective(plan, *arguments)
+        return evaluate(plan, *arguments)
 
-    monkeypatch.setattr(SVITrainingPlan, "objective", spy)
+    monkeypatch.setattr(SVITrainingPlan, "evaluate", spy)
     model = toy(Mean)
     before = pyro.infer.util.is_validation_enabled()
     for epochs in (2, 1):

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pyrovi.data.fields.base import AnnDataField
+    from pyrovi.dataloaders import DataSplitter
     from pyrovi.posterior.engine import Loader
+    from pyrovi.train import SVITrainingPlan
 
 MODEL_CLASSES: dict[tuple[str, str], type[BaseModelClass]] = {}
 """Every model class that has been imported, by module and name: the only classes a saved model can
@@ -314,6 +316,23 @@ class BaseModelClass(ABC):
         return history_frames(self._history)
 
     coords = model_coords
+
+    # ------------------------------------------------------------------ how it is trained
+
+    def training_plan_class(self) -> type[SVITrainingPlan]:
+        """Class of the training plan; a subclass whose objective has further terms names its own.
+
+        ``model.train(plan_kwargs=)`` are its arguments.
+        """
+        from pyrovi.train import SVITrainingPlan
+
+        return SVITrainingPlan
+
+    def data_splitter_class(self) -> type[DataSplitter]:
+        """Class that divides the data for training and makes the loaders."""
+        from pyrovi.dataloaders import DataSplitter
+
+        return DataSplitter
 
     # ------------------------------------------------------------------ what a user does
 

@@ -19,6 +19,7 @@ from pyrovi.module.stored import StoredDraws
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+    from pyrovi.train import SVITrainingPlan
 
 
 @dataclass
@@ -104,6 +105,7 @@ def train(
     n_restarts: int = 1,
     num_workers: int | None = None,
     ckpt_path: str | Path | None = None,
+    training_plan: type[SVITrainingPlan] | None = None,
     datasplitter_kwargs: Mapping[str, Any] | None = None,
     plan_kwargs: Mapping[str, Any] | None = None,
     **trainer_kwargs: Any,
@@ -169,9 +171,12 @@ def train(
         after the other on a GPU. Data of TileDB-SOMA are always fitted one after the other.
     ckpt_path
         Training checkpoint to resume from (see ``enable_checkpointing``).
+    training_plan
+        Class of the training plan; ``None``: the one of the model
+        (:meth:`~pyrovi.model.BaseModelClass.training_plan_class`).
     datasplitter_kwargs, plan_kwargs
-        Further arguments of :class:`~pyrovi.dataloaders.DataSplitter` and
-        :class:`~pyrovi.train.SVITrainingPlan`.
+        Further arguments of the data splitter (:class:`~pyrovi.dataloaders.DataSplitter` unless the
+        model has another) and of the training plan (:class:`~pyrovi.train.SVITrainingPlan`).
     trainer_kwargs
         Further arguments of :class:`~pyrovi.train.Trainer` (``early_stopping_patience``,
         ``averaging``, ``enable_checkpointing``, ``logger``, ``callbacks``, ``gradient_clip_val``,
@@ -222,6 +227,7 @@ def train(
             "start": start,
             "lr": lr,
             "ckpt_path": ckpt_path,
+            "training_plan": training_plan,
             "datasplitter_kwargs": datasplitter_kwargs,
             "plan_kwargs": plan_kwargs,
             **trainer_kwargs,
@@ -236,7 +242,8 @@ def train(
     check_start(start, model)
     check_batches(model, data.n_train, size)
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
-    plan = choose_plan(model.module, plan_arguments, trainer_kwargs)
+    plan_class = model.training_plan_class() if training_plan is None else training_plan
+    plan = choose_plan(model.module, plan_arguments, trainer_kwargs, plan_class)
     if start is not None and not is_fitted_by_svi(model):
         start_near_posterior(model, data.train_idx)
     runner = TrainRunner(

@@ -93,8 +93,14 @@ def training_splitter(
         )
     if options.get("external_indexing") is not None:
         options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
+    splitter = model.data_splitter_class()
     if accelerator is None:
-        data = DataSplitter(model.adata_manager, batch_size=size, **options)
+        data = splitter(model.adata_manager, batch_size=size, **options)
+    elif splitter is not DataSplitter:
+        raise TrainingError(
+            f"A {type(model).__name__} is trained on the loaders of {splitter.__name__}, which "
+            "read from memory or disk: leave on_device=True out, and give a batch_size."
+        )
     else:
         data = _device_splitter(model, options, size, accelerator)
     if size is None:

@@ -29,7 +29,7 @@ from pyrovi.module.autoguides import (
     refuse_varying_supports,
 )
 from pyrovi.module.guides.discrete import Enumerate
-from pyrovi.module.handlers import is_latent
+from pyrovi.module.handlers import is_enumerated, is_latent
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
 from pyrovi.module.rows import RowMinibatch, rows_in_place
@@ -94,6 +94,9 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     _needs_context = False
     auxiliary_sites: tuple[str, ...] = ()
     """Names of the sites that only the guide has."""
+    summed_by_guide: tuple[str, ...] = ()
+    """Names of the discrete sites whose values the guide goes through, each with its probability
+    (``infer={"enumerate": "parallel"}`` in the guide)."""
     _first_rows: Mapping[str, tuple[int, Tensor]] = MappingProxyType({})
     _names: Mapping[str, tuple[str, ...]] | None = None
 
@@ -180,6 +183,25 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
             adopt(posterior)
             self._modules["posterior"] = posterior
 
+    def run(self, which: str, minibatch: Minibatch) -> Any:
+        """Call another method with the tensors that its signature names, as the pair is called.
+
+        Parameters
+        ----------
+        which
+            Name of the method.
+        minibatch
+            The observations.
+
+        Raises
+        ------
+        ModelError
+            If it asks for a tensor that is not registered.
+        """
+        if self._names is not None and which not in self._names:
+            self._names = {**self._names, which: self._argument_names(which, minibatch)}
+        return self._run(getattr(self, which), which, minibatch)
+
     def _run(self, function: Callable[..., Any], which: str, minibatch: Minibatch) -> Any:
         if self._names is None:
             raise ModelError("The module has not been materialised yet; call module.materialise().")
@@ -228,9 +250,11 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
             stack.enter_context(on_made_up_observations(small.tensors))
             stack.enter_context(read)
             guide = poutine.trace(self.run_guide).get_trace(small)
+            self.summed_by_guide = _unmark_enumerated(guide)
             refuse_blind(self)
             first = self._prototype(guide, small)
             larger_guide = poutine.trace(self.run_guide).get_trace(large)
+            _unmark_enumerated(larger_guide)
             with SameValues(first):  # what differs comes from the minibatch
                 second = self._prototype(larger_guide, large)
             draws = self._prior_draws(first, small)
@@ -357,6 +381,17 @@ class _RecordParameters(Messenger):
         for frame in msg["cond_indep_stack"]:
             if event_dim is not None and frame.name == OBS_PLATE:
                 self.row_axes[msg["name"]] = frame.dim - event_dim
+
+
+def _unmark_enumerated(guide: poutine.Trace) -> tuple[str, ...]:
+    """Names of the sites that a guide sums over; it draws them, so the model leaves them to it."""
+    nodes: Mapping[str, Any] = guide.nodes
+    names = []
+    for name, node in nodes.items():
+        if is_latent(node) and is_enumerated(node):
+            node["infer"] = {k: v for k, v in (node["infer"] or {}).items() if k != "enumerate"}
+            names.append(name)
+    return tuple(names)
 
 
 def _within(module: torch.nn.Module, root: torch.nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -44,15 +44,23 @@ class AnnealKL(Messenger):
     alone. The scale before annealing is kept in ``infer["unannealed_scale"]``, so that metrics can
     be computed without the weight (which may be zero).
 
-    Enumerated sites are left alone: they are summed out, so they are part of the likelihood.
+    Sites that the model sums out are left alone: they are part of the likelihood. Those that the
+    guide sums over are not: they have a KL term.
+
+    Parameters
+    ----------
+    weight
+        The KL weight.
+    summed_out
+        Names of the sites that the model sums out.
     """
 
-    def __init__(self, weight: float | Tensor) -> None:
+    def __init__(self, weight: float | Tensor, summed_out: Collection[str] = ()) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.summed_out = weight, summed_out
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and not is_enumerated(msg):
+        if is_latent(msg) and msg["name"] not in self.summed_out:
             msg["infer"] = {**(msg["infer"] or {}), "unannealed_scale": msg["scale"]}
             msg["scale"] = msg["scale"] * self.weight
 

@@ -13,7 +13,7 @@ from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.train.metrics import record_traces
-from pyrovi.train.plan import SVITrainingPlan, annealed, has_differentiable_loss
+from pyrovi.train.plan import SVITrainingPlan, has_differentiable_loss
 
 
 class ManualSVITrainingPlan(SVITrainingPlan):
@@ -77,7 +77,7 @@ class ManualSVITrainingPlan(SVITrainingPlan):
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> Tensor:
         """One minibatch; steps the optimiser when enough gradients are accumulated."""
         self._check_bound(minibatch)
-        with record_traces(self.elbo) as traces, annealed(self._next_weight()):
+        with record_traces(self.elbo) as traces, self._annealed(self._next_weight()):
             elbo: Any = self.elbo
             loss = elbo.loss_and_grads(self.module.run_model, self.module.run_guide, minibatch)
         loss = torch.as_tensor(loss / minibatch.n_obs, device=self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,17 +22,20 @@ from pyrovi.module.handlers import is_random
 from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.plates import OBS_PLATE
 
+TracePair = tuple[poutine.Trace, poutine.Trace]
+"""Trace of the model, replayed, and of the guide."""
+
 METRICS = ("elbo", "reconstruction_loss", "kl_local", "kl_global")
 """Names of the parts; all are losses (lower is better), ``elbo`` being the negative ELBO."""
 
 
 @contextmanager
-def record_traces(elbo: ELBO) -> Iterator[list[tuple[poutine.Trace, poutine.Trace]]]:
+def record_traces(elbo: ELBO) -> Iterator[list[TracePair]]:
     """Collect the (model, guide) traces that an ELBO makes, so that nothing is computed twice."""
-    traces: list[tuple[poutine.Trace, poutine.Trace]] = []
+    traces: list[TracePair] = []
     get_trace = elbo._get_trace
 
-    def recording(*args: Any, **kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+    def recording(*args: Any, **kwargs: Any) -> TracePair:
         pair = get_trace(*args, **kwargs)
         traces.append(pair)
         return pair
@@ -44,19 +47,29 @@ def record_traces(elbo: ELBO) -> Iterator[list[tuple[poutine.Trace, poutine.Trac
         del elbo._get_trace
 
 
-def run_pair(
-    elbo: Any, module: PyroBaseModule, minibatch: Minibatch
-) -> list[tuple[poutine.Trace, poutine.Trace]]:
-    """Traces of the model and guide, without densities where Pyro does not have to check them."""
+def run_pair(elbo: Any, module: PyroBaseModule, minibatch: Minibatch) -> list[TracePair]:
+    """Traces of the model and guide, without densities where Pyro does not have to check them.
+
+    Discrete sites that the guide sums over have all their values, in a dimension of their own.
+    """
+    if module.summed_by_guide:
+        guides = poutine.enum(module.run_guide, first_available_dim=-1 - elbo.max_plate_nesting)
+        return [_traces(module, guides, minibatch) for _ in range(elbo.num_particles)]
     if is_validation_enabled() or elbo.num_particles > 1:
         return list(elbo._get_traces(module.run_model, module.run_guide, (minibatch,), {}))
-    guide = poutine.trace(module.run_guide).get_trace(minibatch)
+    return [_traces(module, module.run_guide, minibatch)]
+
+
+def _traces(
+    module: PyroBaseModule, run_guide: Callable[..., Any], minibatch: Minibatch
+) -> TracePair:
+    guide = poutine.trace(run_guide).get_trace(minibatch)
     model = poutine.trace(poutine.replay(module.run_model, trace=guide)).get_trace(minibatch)
-    return [(model, guide)]
+    return model, guide
 
 
 def elbo_parts(
-    traces: list[tuple[poutine.Trace, poutine.Trace]],
+    traces: list[TracePair],
     ledger: SiteLedger,
     n_obs: int,
     elbo: ELBO,
@@ -83,16 +96,18 @@ def elbo_parts(
     analytic = isinstance(elbo, TraceMeanField_ELBO)
     terms: dict[str, list[Tensor]] = {name: [] for name in METRICS[1:]}
     for model, guide in traces:
+        expectation = _expectation_of(guide, elbo.max_plate_nesting)
         for name, node in model.nodes.items():
             if not is_random(node):
                 continue
             if node["is_observed"]:
-                terms["reconstruction_loss"].append(-_log_density(node))
+                terms["reconstruction_loss"].append(-expectation(_log_density(node)))
                 continue
             part = "kl_local" if ledger[name].is_local else "kl_global"
-            terms[part].append(_kl(node, guide.nodes[name], analytic))
+            for term in _kl(node, guide.nodes[name], analytic):
+                terms[part].append(expectation(term))
         for node, local in _auxiliary_sites(guide):
-            terms["kl_local" if local else "kl_global"].append(_log_density(node))
+            terms["kl_local" if local else "kl_global"].append(expectation(_log_density(node)))
     device = next(term.device for part in terms.values() for term in part)
     scale = 1 / (elbo.num_particles * n_obs)
     parts = {
@@ -102,7 +117,7 @@ def elbo_parts(
 
 
 def enumerated_parts(
-    traces: list[tuple[poutine.Trace, poutine.Trace]],
+    traces: list[TracePair],
     ledger: SiteLedger,
     n_obs: int,
     elbo: ELBO,
@@ -117,10 +132,11 @@ def enumerated_parts(
     kl = loss.new_zeros(())
     for model, guide in traces:
         for name in global_sites:
-            kl = kl + _kl(model.nodes[name], guide.nodes[name], analytic=False)
+            for term in _kl(model.nodes[name], guide.nodes[name], analytic=False):
+                kl = kl + term.sum()
         for node, local in _auxiliary_sites(guide):
             if not local:
-                kl = kl + _log_density(node)
+                kl = kl + _log_density(node).sum()
     kl = kl / (elbo.num_particles * n_obs)
     total = loss.detach()
     zero = torch.zeros_like(total)
@@ -128,10 +144,28 @@ def enumerated_parts(
     return {"elbo": total, **parts}
 
 
-def reparametrised(traces: list[tuple[poutine.Trace, poutine.Trace]]) -> bool:
+def reparametrised(traces: list[TracePair]) -> bool:
     """Whether gradients flow through every draw of the guide: the ELBO's is that of its terms."""
     sites: Iterator[Any] = (node for _, guide in traces for node in guide.nodes.values())
-    return all(_has_no_score(node["fn"]) for node in sites if is_random(node))
+    return all(_has_no_score(node["fn"]) or _is_summed(node) for node in sites if is_random(node))
+
+
+def _is_summed(node: Any) -> bool:
+    """Whether a site of a guide has all its values, in a dimension of their own."""
+    return (node.get("infer") or {}).get("_enumerate_dim") is not None
+
+
+def _expectation_of(guide: poutine.Trace, nesting: int) -> Callable[[Tensor], Tensor]:
+    """Expectation, over the values that a guide sums over, of a term of the ELBO, summed up.
+
+    Terms without dimensions left of the plates do not depend on these values.
+    """
+    nodes: Iterator[Any] = iter(guide.nodes.values())
+    logs = [node["fn"].log_prob(node["value"]) for node in nodes if _is_summed(node)]
+    if not logs:
+        return Tensor.sum
+    weights = torch.stack(torch.broadcast_tensors(*logs)).sum(0).exp()
+    return lambda term: (term * weights).sum() if term.dim() > nesting else term.sum()
 
 
 def _has_no_score(fn: Any) -> bool:
@@ -143,7 +177,7 @@ def _has_no_score(fn: Any) -> bool:
     return type(fn).score_parts is Distribution.score_parts  # rejection samplers have their own
 
 
-def surrogate_loss(traces: list[tuple[poutine.Trace, poutine.Trace]], elbo: Any) -> Tensor:
+def surrogate_loss(traces: list[TracePair], elbo: Any) -> Tensor:
     """Negative ELBO, with the gradient that it has where draws carry none (score functions)."""
     total: Any = 0.0
     for pair in traces:
@@ -163,22 +197,24 @@ def _auxiliary_sites(guide: poutine.Trace) -> Iterator[tuple[Any, bool]]:
             yield node, any(frame.name == OBS_PLATE for frame in node["cond_indep_stack"])
 
 
-def _kl(model: Any, guide: Any, analytic: bool) -> Tensor:
+def _kl(model: Any, guide: Any, analytic: bool) -> tuple[Tensor, ...]:
+    """Terms whose sum is the KL of a site, in closed form or of the draw."""
     if analytic:
         try:
             kl = kl_divergence(guide["fn"], model["fn"])
         except NotImplementedError:
             pass
         else:
-            return scale_and_mask(kl, _scale(guide), guide["mask"]).sum()
-    return _log_density(guide) - _log_density(model)
+            return (scale_and_mask(kl, _scale(guide), guide["mask"]),)
+    return _log_density(guide), -_log_density(model)
 
 
 def _log_density(node: Any) -> Tensor:
+    """Log densities of a site, one of each element of its plates."""
     log_prob = node.get("unscaled_log_prob")
     if log_prob is None:
         log_prob = node["fn"].log_prob(node["value"])
-    return scale_and_mask(log_prob, _scale(node), node["mask"]).sum()
+    return scale_and_mask(log_prob, _scale(node), node["mask"])
 
 
 def _scale(node: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +25,7 @@ from pyrovi.train.converge import has_mirrored_guide
 from pyrovi.train.loggers import HistoryLogger
 from pyrovi.train.metrics import (
     EpochMean,
+    TracePair,
     elbo_parts,
     enumerated_parts,
     record_traces,
@@ -196,11 +197,19 @@ class SVITrainingPlan(pl.LightningModule):
 
     def objective(self, minibatch: Minibatch, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative (annealed) ELBO per observation, and its un-annealed parts."""
+        return self.evaluate(minibatch, weight)[:2]
+
+    def evaluate(
+        self, minibatch: Minibatch, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor], list[TracePair]]:
+        """The objective, its parts, and the (model, guide) traces that they are computed from."""
         elbo: Any = self._measure
         module, n_obs = self.module, minibatch.n_obs
-        if type(elbo) in (Trace_ELBO, TraceMeanField_ELBO):
+        # Sums over values of the guide separate as well; Pyro would weigh them by annealed terms.
+        sums = isinstance(elbo, TraceEnum_ELBO) and module.summed_by_guide and not self._enumerates
+        if sums or type(elbo) in (Trace_ELBO, TraceMeanField_ELBO):
             return self._sum_of_parts(elbo, minibatch, weight)
-        with record_traces(elbo) as traces, annealed(weight):
+        with record_traces(elbo) as traces, self._annealed(weight):
             if isinstance(elbo, TraceEnum_ELBO) and not torch.is_grad_enabled():
                 # whose differentiable loss refuses to be computed without gradients
                 value = elbo.loss(module.run_model, module.run_guide, minibatch)
@@ -208,17 +217,17 @@ class SVITrainingPlan(pl.LightningModule):
             else:
                 loss = elbo.differentiable_loss(module.run_model, module.run_guide, minibatch)
         loss = loss / n_obs
-        return loss, self._parts(elbo, traces, minibatch, loss)
+        return loss, self._parts(elbo, traces, minibatch, loss), traces
 
     def _sum_of_parts(
         self, elbo: Any, minibatch: Minibatch, weight: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor], list[TracePair]]:
         """The same where terms separate: none is computed twice, and no number leaves the device.
 
         Draws that carry no gradient take Pyro's surrogate of the loss.
         """
         module, n_obs = self.module, minibatch.n_obs
-        with annealed(weight):
+        with self._annealed(weight):
             traces = run_pair(elbo, module, minibatch)
         parts = elbo_parts(traces, module.ledger, n_obs, elbo)
         if reparametrised(traces):
@@ -226,7 +235,12 @@ class SVITrainingPlan(pl.LightningModule):
             loss = parts["reconstruction_loss"] + weight * kl
         else:
             loss = surrogate_loss(traces, elbo) / n_obs
-        return loss, {name: part.detach() for name, part in parts.items()}
+        return loss, {name: part.detach() for name, part in parts.items()}, traces
+
+    def _annealed(self, weight: float) -> AbstractContextManager[Any]:
+        """Weight the KL terms of the model and guide that run inside."""
+        summed_out = self.module.ledger.names(Role.ENUMERATED)
+        return nullcontext() if weight == 1 else AnnealKL(weight, summed_out)
 
     def _parts(
         self, elbo: ELBO, traces: list[Any], minibatch: Minibatch, loss: Tensor
@@ -279,10 +293,29 @@ class SVITrainingPlan(pl.LightningModule):
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> Tensor:
         """One minibatch of SVI."""
         with mirrored(self._mirrors):
-            loss, parts = self.objective(minibatch, self._next_weight())
+            loss, parts, traces = self.evaluate(minibatch, self._next_weight())
+            loss, parts = self.regularised(loss, parts, traces, minibatch)
         self.means["train"].update(parts, minibatch.n)
         self._n_obs = minibatch.n_obs
         return loss
+
+    def regularised(
+        self,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+        traces: list[TracePair],
+        minibatch: Minibatch,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of a training step; plans that add terms to the objective do it here.
+
+        Parameters
+        ----------
+        loss, parts, traces
+            As :meth:`evaluate` gives them.
+        minibatch
+            The observations.
+        """
+        return loss, parts
 
     def configure_gradient_clipping(
         self,
@@ -362,10 +395,16 @@ class SVITrainingPlan(pl.LightningModule):
 
     # ------------------------------------------------------------------ optimisers and checkpoints
 
+    def trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Names and parameters for the optimiser: those of the module, and then the plan's own."""
+        yield from self.module.named_parameters()
+        own = (item for item in self.named_parameters() if not item[0].startswith("module."))
+        yield from own
+
     def configure_optimizers(self) -> Optimizer:
         """One torch optimiser with parameter groups; the plan keeps the scheduler itself."""
         self.optimizer_plan = plan = build_optimizer(
-            self.optim, self.module.named_parameters(), self._optim_defaults, self._optim_options
+            self.optim, self.trained_parameters(), self._optim_defaults, self._optim_options
         )
         make = plan.make_scheduler or self._make_plateau
         interval = self.scheduler_interval
@@ -386,11 +425,6 @@ class SVITrainingPlan(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this training; it is taken up by the optimisers."""
         self.pending_state = check_checkpoint(self, checkpoint)
-
-
-def annealed(weight: float) -> AbstractContextManager[Any]:
-    """Weight the KL terms of the model and guide that run inside."""
-    return nullcontext() if weight == 1 else AnnealKL(weight)
 
 
 def has_differentiable_loss(elbo: ELBO) -> bool:

@@ -22,8 +22,14 @@ def training_state(plan: SVITrainingPlan) -> dict[str, Any]:
         "epochs": plan.current_epoch,
         "steps": plan.global_step,
         "optimizer": plan.optimizer_plan.optimizer.state_dict(),
+        "own": _own(plan),
         **_schedules(plan),
     }
+
+
+def _own(plan: SVITrainingPlan) -> dict[str, Any]:
+    """Parameters and buffers of networks of the plan that are not the module's."""
+    return {k: v.clone() for k, v in plan.state_dict().items() if not k.startswith("module.")}
 
 
 def _schedules(plan: SVITrainingPlan) -> dict[str, Any]:
@@ -141,6 +147,7 @@ def restore(plan: SVITrainingPlan, state: Mapping[str, Any]) -> None:
         )
     if "seed" not in state:  # of the previous call, in memory
         plan.optimizer_plan.optimizer.load_state_dict(state["optimizer"])
+        plan.load_state_dict(state["own"], strict=False)
     else:
         if state["optimizer"] != _signature(plan):
             raise TrainingError(

@@ -27,8 +27,11 @@ from pyrovi.train.trainer import Trainer
 _MANUAL_OPTIONS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
 
-def _refuse_unknown(plan_kwargs: dict[str, Any]) -> None:
-    known = list(inspect.signature(SVITrainingPlan.__init__).parameters)[2:]
+def _refuse_unknown(plan_class: type[SVITrainingPlan], plan_kwargs: dict[str, Any]) -> None:
+    plans = [c for c in plan_class.__mro__ if issubclass(c, SVITrainingPlan)]
+    signatures = [inspect.signature(c).parameters for c in plans]
+    keywords = [p.name for s in signatures for p in s.values() if p.kind is p.KEYWORD_ONLY]
+    known = list(dict.fromkeys(keywords))
     if unknown := [name for name in plan_kwargs if name not in known]:
         hint = " (scvi-tools' `optimizer` is `optim` here)" if "optimizer" in unknown else ""
         raise TrainingError(
@@ -38,16 +41,38 @@ def _refuse_unknown(plan_kwargs: dict[str, Any]) -> None:
 
 
 def choose_plan(
-    module: PyroBaseModule, plan_kwargs: dict[str, Any], trainer_kwargs: dict[str, Any]
+    module: PyroBaseModule,
+    plan_kwargs: dict[str, Any],
+    trainer_kwargs: dict[str, Any],
+    plan_class: type[SVITrainingPlan] = SVITrainingPlan,
 ) -> SVITrainingPlan:
     """Make the plan that can optimise the ELBO of ``plan_kwargs``.
 
     Clipping and accumulation move from the trainer to a manual plan, which does them itself.
+
+    Parameters
+    ----------
+    module
+        The model/guide pair.
+    plan_kwargs, trainer_kwargs
+        Arguments of the plan and of the trainer; those that move are taken out.
+    plan_class
+        Class of the plan, if it is not :class:`SVITrainingPlan`.
+
+    Raises
+    ------
+    TrainingError
+        If it is no training plan, or does not know an argument.
     """
-    _refuse_unknown(plan_kwargs)
+    if not (isinstance(plan_class, type) and issubclass(plan_class, SVITrainingPlan)):
+        raise TrainingError(
+            f"training_plan is {plan_class!r}. Expected a subclass of pyrovi.train.SVITrainingPlan "
+            "(the class; its arguments are plan_kwargs)."
+        )
+    _refuse_unknown(plan_class, plan_kwargs)
     elbo = plan_kwargs.get("loss_fn") or module.default_elbo()
-    if has_differentiable_loss(elbo):
-        return SVITrainingPlan(module, **plan_kwargs)
+    if plan_class is not SVITrainingPlan or has_differentiable_loss(elbo):
+        return plan_class(module, **plan_kwargs)
     moved = {k: trainer_kwargs.pop(k) for k in _MANUAL_OPTIONS if k in trainer_kwargs}
     return ManualSVITrainingPlan(module, **plan_kwargs, **moved)
 
