@@ -33,7 +33,7 @@ def story() -> None:
 
 
 def test_kl_weight_scales_latents_only() -> None:
-    with AnnealKL(0.25):
+    with AnnealKL(0.25, summed_out=["c"]):
         nodes = poutine.trace(story).get_trace().nodes
     scales = {name: node["scale"] for name, node in nodes.items() if node["type"] == "sample"}
     assert scales == {"p": 1.0, "w": 0.25, "z": 0.75, "c": 3.0, "mu": 3.0, "y": 3.0, "f": 3.0}

@@ -62,5 +62,5 @@ def test_bad_objectives(objective, message):
 
 
 def test_a_plan_that_is_none_is_refused():
-    with pytest.raises(TrainingError, match="subclass of pyrovi.train.SVITrainingPlan"):
+    with pytest.raises(TrainingError, match=r"subclass of pyrovi\.train\.SVITrainingPlan"):
         toy(Amortised).train(1, training_plan=dict, **QUIET)
