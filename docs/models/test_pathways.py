@@ -1,4 +1,4 @@
-"""Tests of the model class: it recovers what data were simulated with, and refuses what is wrong."""
+"""Tests of the model class: it recovers what it was simulated with, and refuses what is wrong."""
 
 import numpy as np
 import pandas as pd

@@ -17,6 +17,7 @@ from pyrovi.errors import ModelError
 from pyrovi.model.decoding import Weights, batch_codes, read_sites, spread_draws, stream_decoded
 from pyrovi.model.groups import Comparison, comparisons
 from pyrovi.module.ledger import Role
+from pyrovi.module.minified import is_minified, no_counts
 from pyrovi.posterior.differential import (
     change_statistics,
     estimate_pseudocount,
@@ -143,7 +144,10 @@ def differential_expression(
     tasks = comparisons(manager.adata.obs, groupby, group1, group2, idx1, idx2)
     batches = _batches(model, batch_correction, batchid1, batchid2)
     cells = np.stack([cells for task in tasks for cells in (task.cells1, task.cells2)])
-    raw = raw_moments(manager.get_from_registry(REGISTRY_KEYS.X_KEY), cells)
+    by_counts = all_stats or (mode == "change" and pseudocounts is None)
+    if by_counts and is_minified(manager.data_registry):
+        raise no_counts("Means of counts (all_stats=True, pseudocounts=None)")
+    raw = raw_moments(manager.get_from_registry(REGISTRY_KEYS.X_KEY), cells) if by_counts else {}
     tables = []
     for i, task in enumerate(_progress(tasks, silent)):
         draws = [
@@ -161,7 +165,7 @@ def differential_expression(
         if mode == "vanilla":
             table = vanilla_statistics(*draws) | _means(*draws)
         else:
-            table = _change(draws, moments["mean"], delta, pseudocounts, test_mode)
+            table = _change(draws, moments.get("mean"), delta, pseudocounts, test_mode)
         if all_stats:
             for name, column in _RAW.items():
                 table[f"{column}1"], table[f"{column}2"] = moments[name]
@@ -207,12 +211,13 @@ def _draw_scales(
 
 def _change(
     draws: Sequence[NDArray[Any]],
-    raw_means: Sequence[NDArray[Any]],
+    raw_means: Sequence[NDArray[Any]] | None,
     delta: float,
     pseudocounts: float | None,
     test_mode: Literal["two", "three"],
 ) -> dict[str, Any]:
     if pseudocounts is None:
+        assert raw_means is not None
         pseudocounts = estimate_pseudocount(
             draws[0], draws[1], raw_means[0] == 0, raw_means[1] == 0
         )

@@ -23,6 +23,7 @@ from pyrovi.model import (
     differential,
     expression,
     latent,
+    minified,
     query_data,
     reference,
 )
@@ -184,6 +185,7 @@ class SCVI(BaseModelClass):
     differential_expression = differential.differential_expression
     get_aggregated_posterior = abundance.get_aggregated_posterior
     differential_abundance = abundance.differential_abundance
+    minify_adata = minified.minify_adata
     load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
     prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
 

@@ -14,6 +14,8 @@ from pyrovi._constants import UUID_KEY
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import check_registry
 from pyrovi.errors import NotSetUpError, RegistryError
+from pyrovi.model.minified_fields import minified_fields
+from pyrovi.module.minified import no_counts
 
 if TYPE_CHECKING:
     from pyrovi.data.fields.base import AnnDataField
@@ -71,14 +73,20 @@ def register(
         "setup_method_name": method_name,
         "setup_args": {k: v for k, v in arguments.items() if k not in drop},
     }
+    fields = list(fields)
+    of_moments = minified_fields(adata, fields)
     manager = AnnDataManager(fields, setup)
     replay = _REPLAY.get()
     if replay is None:
+        if of_moments:
+            raise no_counts("A new setup")
         before = _known_setups(adata)
         manager.register_fields(adata)
-        _RECORDS[manager.adata_uuid] = {**before, model_class: _Record(list(fields), setup)}
+        _RECORDS[manager.adata_uuid] = {**before, model_class: _Record(fields, setup)}
     else:
         manager.register_fields(adata, replay.source_registry, **replay.transfer_kwargs)
+        if of_moments:
+            manager.register_new_fields(of_moments)
         replay.manager = manager
 
 

@@ -15,6 +15,7 @@ from pyrovi.model.possible import check_possible
 from pyrovi.model.restarts import drop_restarts, train_restarts
 from pyrovi.model.start import check_start, start_near_posterior
 from pyrovi.model.training_data import check_batches, training_batch_size, training_splitter
+from pyrovi.module.minified import is_minified, no_counts
 from pyrovi.module.stored import StoredDraws
 
 if TYPE_CHECKING:
@@ -197,6 +198,8 @@ def train(
     from pyrovi.train.runner import TrainRunner, choose_plan
 
     manager = model.adata_manager
+    if is_minified(manager.data_registry):
+        raise no_counts("Training")
     manager.validate()  # counts that were overwritten since the setup would train on nonsense
     if max_epochs is None:
         max_epochs = max_epochs_heuristic(manager.n_obs)

@@ -122,6 +122,7 @@ class VAE(PyroBaseModule):
         self.use_size_factor_key = use_size_factor_key
         self.latent_library = not use_observed_lib_size and not use_size_factor_key
 
+        self.minified_sites = ("z", "l") if self.latent_library else ("z", "library")
         # a dimension is never called like a site: labelled results hold both under their names
         self.site_dims = {"z": ("latent_dim",), "latent": ("latent_dim",)}
         self.site_dims |= {"library": ("library_size",)}
