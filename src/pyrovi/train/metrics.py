@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.closed_forms import closed_form_sites
 from pyrovi.module.handlers import is_random
 from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.plates import OBS_PLATE
@@ -97,6 +98,7 @@ def elbo_parts(
     terms: dict[str, list[Tensor]] = {name: [] for name in METRICS[1:]}
     for model, guide in traces:
         expectation = _expectation_of(guide, elbo.max_plate_nesting)
+        closed = closed_form_sites(model, guide) if analytic else set()
         for name, node in model.nodes.items():
             if not is_random(node):
                 continue
@@ -104,7 +106,7 @@ def elbo_parts(
                 terms["reconstruction_loss"].append(-expectation(_log_density(node)))
                 continue
             part = "kl_local" if ledger[name].is_local else "kl_global"
-            for term in _kl(node, guide.nodes[name], analytic):
+            for term in _kl(node, guide.nodes[name], name in closed):
                 terms[part].append(expectation(term))
         for node, local in _auxiliary_sites(guide):
             terms["kl_local" if local else "kl_global"].append(expectation(_log_density(node)))
