@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.graph import ModelGraph
     from pyrovi.model.persistence import load_any
+    from pyrovi.model.scanvi import SCANVI
     from pyrovi.model.scvi import SCVI
     from pyrovi.model.truth import truth_of
 
 __all__ = [
+    "SCANVI",
     "SCVI",
     "BaseModelClass",
     "ElboEstimate",
@@ -32,6 +34,7 @@ __getattr__, __dir__ = lazy_attributes(
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "ModelGraph": "pyrovi.model.graph",
         "PyroModel": "pyrovi.model.custom",
+        "SCANVI": "pyrovi.model.scanvi",
         "SCVI": "pyrovi.model.scvi",
         "load_any": "pyrovi.model.persistence",
         "truth_of": "pyrovi.model.truth",

@@ -206,7 +206,8 @@ class BaseModelClass(ABC):
     def manager_of(self, adata: AnyData | AnnDataManager | None) -> AnnDataManager:
         """Manager of the data of a query: the model's own, or one transferred to ``adata``.
 
-        A manager is returned as it is: a query of several steps matches its data only once.
+        A manager is returned as it is: a query of several steps matches its data only once. Data
+        without the column of a partly labelled field count as not labelled.
 
         Raises
         ------
@@ -219,7 +220,7 @@ class BaseModelClass(ABC):
             return self.adata_manager
         if self._adata_manager is not None and adata is self._adata_manager.adata:
             return self._adata_manager
-        return transferred_manager(type(self), adata, self._registry)
+        return transferred_manager(type(self), adata, self._registry, allow_missing_labels=True)
 
     def loader(
         self, adata: AnyData | None = None, indices: Any = None

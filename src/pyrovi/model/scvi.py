@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from pyrovi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
+from pyrovi.data.fields.base import AnnDataField
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model import (
     abundance,
@@ -82,10 +83,9 @@ class SCVI(BaseModelClass):
         means, variances = (None, None)
         if not use_observed_lib_size and not has_size_factor:
             means, variances = self._library_moments(stats.n_batch)
-        self.module = VAE(
+        self.module = self._make_module(
             n_vars=stats.n_vars,
             n_batch=stats.n_batch,
-            n_labels=stats.n_labels,
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,
@@ -101,6 +101,9 @@ class SCVI(BaseModelClass):
             library_log_vars=variances,
             **kwargs,
         )
+
+    def _make_module(self, **options: Any) -> VAE:
+        return VAE(n_labels=self.summary_stats.n_labels, **options)
 
     @classmethod
     def setup_anndata(  # type: ignore[override]
@@ -138,16 +141,9 @@ class SCVI(BaseModelClass):
             If the data are not raw counts, or a column is missing.
         """
         arguments = locals()
-        _check_size_factor(adata, size_factor_key)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ]
-        cls.register(adata, fields, arguments)
+        check_size_factor(adata, size_factor_key)
+        labels = CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key)
+        cls.register(adata, count_fields(arguments, labels), arguments)
 
     def _has_counts(self, gene_likelihood: str) -> bool:
         """Whether the registered values are counts; others need a likelihood of their own."""
@@ -190,7 +186,28 @@ class SCVI(BaseModelClass):
     prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
 
 
-def _check_size_factor(adata: AnnData, key: str | None) -> None:
+def count_fields(arguments: Mapping[str, Any], labels: CategoricalObsField) -> list[AnnDataField]:
+    """Fields of a model of counts with labels.
+
+    Parameters
+    ----------
+    arguments
+        Arguments of :meth:`SCVI.setup_anndata`.
+    labels
+        The field of the labels.
+    """
+    keys = REGISTRY_KEYS
+    return [
+        LayerField(keys.X_KEY, arguments["layer"], is_count_data=arguments["is_count_data"]),
+        CategoricalObsField(keys.BATCH_KEY, arguments["batch_key"]),
+        labels,
+        NumericalObsField(keys.SIZE_FACTOR_KEY, arguments["size_factor_key"], required=False),
+        CategoricalJointObsField(keys.CAT_COVS_KEY, arguments["categorical_covariate_keys"]),
+        NumericalJointObsField(keys.CONT_COVS_KEY, arguments["continuous_covariate_keys"]),
+    ]
+
+
+def check_size_factor(adata: AnnData, key: str | None) -> None:
     """Size factors multiply the mean: they must be positive (other faults are the field's)."""
     if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
         return
