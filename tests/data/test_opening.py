@@ -228,6 +228,8 @@ def test_what_is_stored_by_column(name: str, tmp_path: Path) -> None:
         assert not isinstance(matrix, sp.csc_matrix)  # nothing is read
         np.testing.assert_array_equal(matrix.to_memory().toarray(), x)
     np.testing.assert_array_equal(adata[3:9, ::2].X.toarray(), x[3:9, ::2])
+    with pytest.raises(DataError, match=r"\(40, 6\), stored by column .*to_memory\(\)"):
+        np.asarray(adata.X)
     adata.write_h5ad(tmp_path / "out.h5ad")
     found = anndata.read_h5ad(tmp_path / "out.h5ad")
     for matrix in (found.X, found.raw.X):

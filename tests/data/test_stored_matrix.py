@@ -142,6 +142,9 @@ def test_concat_is_one_long_store(adata: anndata.AnnData, x: np.ndarray) -> None
     reversed_ = adata[:, ::-1]
     with pytest.raises(DataError, match=r"same order: select them first, adata\[:, names\]"):
         anndata.concat([adata, reversed_], index_unique="-")
+    in_memory = anndata.AnnData(np.ones((2, N_COLUMNS), np.float32))
+    with pytest.raises(DataError, match="joins stores if all matrices stay on disk"):
+        anndata.concat([adata, in_memory], index_unique="-")
     same_order = anndata.concat([adata, reversed_[:, adata.var_names]], index_unique="-")
     np.testing.assert_array_equal(dense(same_order.X[:]), np.vstack([x, x]))
 

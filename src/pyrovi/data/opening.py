@@ -44,7 +44,7 @@ def open_store(path: str | os.PathLike[str]) -> anndata.AnnData:
     AnnData
         To be set up and trained on like one in memory; its ``to_memory()`` is one. A matrix is a
         :class:`StoredMatrix`; one stored by column (CSC), whose rows cannot be read one by one, is
-        a :class:`~pyrovi.data.stored_columns.StoredColumns`, of which a subset is read at once.
+        of anndata's kind: a subset of it is read at once.
 
     Raises
     ------

@@ -6,10 +6,12 @@ from typing import Any, Self
 
 import numpy as np
 from anndata.abc import CSCDataset
+from numpy.typing import NDArray
 
 from pyrovi.data.anndata_hooks import teach_anndata
 from pyrovi.data.damage import check_readable, stamp
 from pyrovi.data.sources import closed, reopened
+from pyrovi.errors import DataError
 
 
 class StoredColumns(CSCDataset):
@@ -57,6 +59,12 @@ class StoredColumns(CSCDataset):
     def copy(self) -> Self:
         """The same: it cannot be written to."""
         return self
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
+        raise DataError(
+            f"A matrix of shape {self.shape}, stored by column (CSC), is wanted as an array in "
+            "memory. Read it first: adata.to_memory()."
+        )
 
     def __repr__(self) -> str:
         return f"<StoredColumns of {self.shape[0]} x {self.shape[1]}, CSC {self.dtype}>"
