@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from pyrovi._constants import REGISTRY_KEYS
+from pyrovi.data.containers import row_sums
 from pyrovi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
@@ -163,7 +164,7 @@ class SCVI(BaseModelClass):
             return np.zeros(n_batch), np.ones(n_batch)  # a file that is loaded overwrites them
         counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))[:, 0]
-        log_totals = np.log(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
+        log_totals = np.log(row_sums(counts))
         groups = [log_totals[batch == b] for b in range(n_batch)]
         # a batch without cells here, or with equal totals, takes what all cells have
         mean, variance = log_totals.mean(), log_totals.var() or 1.0
