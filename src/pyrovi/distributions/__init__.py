@@ -15,6 +15,7 @@ from pyrovi.distributions.log_pmf import (
     log_zinb_positive,
 )
 from pyrovi.distributions.mixture import NegativeBinomialMixture
+from pyrovi.distributions.multinomial import Multinomial, log_multinomial_coefficient
 from pyrovi.distributions.negative_binomial import NegativeBinomial, Poisson
 from pyrovi.distributions.normal import Log1pNormal, Normal
 from pyrovi.distributions.zero_inflated import (
@@ -26,6 +27,7 @@ from pyrovi.distributions.zero_inflated import (
 __all__ = [
     "BetaBinomial",
     "Log1pNormal",
+    "Multinomial",
     "NegativeBinomial",
     "NegativeBinomialMixture",
     "Normal",
@@ -35,6 +37,7 @@ __all__ = [
     "ZeroInflatedNegativeBinomial",
     "log_beta_binomial",
     "log_mixture_nb",
+    "log_multinomial_coefficient",
     "log_nb_logits",
     "log_nb_positive",
     "log_poisson",

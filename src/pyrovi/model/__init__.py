@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pyrovi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from pyrovi.model.amortizedlda import AmortizedLDA
     from pyrovi.model.base import BaseModelClass
     from pyrovi.model.custom import PyroModel
     from pyrovi.model.elbo_estimate import ElboEstimate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCANVI",
     "SCVI",
+    "AmortizedLDA",
     "BaseModelClass",
     "ElboEstimate",
     "ModelGraph",
@@ -30,6 +32,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
+        "AmortizedLDA": "pyrovi.model.amortizedlda",
         "BaseModelClass": "pyrovi.model.base",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "ModelGraph": "pyrovi.model.graph",

@@ -157,7 +157,8 @@ def train(
         parameters. ``"elbo"``: stop when the training ELBO has stopped moving beyond its noise,
         which needs no held-out observations.
     lr
-        Learning rate; short for ``plan_kwargs={"lr": ...}``.
+        Learning rate; short for ``plan_kwargs={"lr": ...}``. ``None``: the one of the module
+        (``module.default_lr``).
     start
         ``"pathfinder"`` puts the locations and scales of a guide by name near the posterior before
         the first step (see :func:`~pyrovi.model.start.start_near_posterior`).

@@ -91,6 +91,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     """
 
     site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
+    default_lr: float = 1e-3
+    """Learning rate that training by SVI uses unless told otherwise."""
     _ledger: SiteLedger | None = None
     _needs_context = False
     minified_sites: tuple[str, ...] = ()
