@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
     from pyrovi.model.custom import PyroModel
     from pyrovi.model.elbo_estimate import ElboEstimate
+    from pyrovi.model.factor_analysis import PPCA, FactorAnalysis
     from pyrovi.model.graph import ModelGraph
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scvi import SCVI
     from pyrovi.model.truth import truth_of
 
 __all__ = [
+    "PPCA",
     "SCVI",
     "BaseModelClass",
     "ElboEstimate",
+    "FactorAnalysis",
     "ModelGraph",
     "PyroModel",
     "load_any",
@@ -30,7 +33,9 @@ __getattr__, __dir__ = lazy_attributes(
     {
         "BaseModelClass": "pyrovi.model.base",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
+        "FactorAnalysis": "pyrovi.model.factor_analysis",
         "ModelGraph": "pyrovi.model.graph",
+        "PPCA": "pyrovi.model.factor_analysis",
         "PyroModel": "pyrovi.model.custom",
         "SCVI": "pyrovi.model.scvi",
         "load_any": "pyrovi.model.persistence",
