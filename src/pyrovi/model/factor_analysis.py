@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy.sparse.linalg import svds
 
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi._rng import generator
@@ -23,6 +22,7 @@ from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.errors import DataError
 from pyrovi.model import latent
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.components import common_factors, principal_components
 from pyrovi.model.loadings import factor_names, loadings_frame
 from pyrovi.model.training import note_options
 from pyrovi.module.factor_analysis import FactorAnalysisModule, Noise
@@ -35,12 +35,6 @@ AT_ONCE = 5 * 10**7
 _STEPS, _STEPS_NEAR = 4_000, 1_000
 """Steps of training by minibatches, from random loadings and from the components. Many
 observations at once need fewer, as the ELBO tells."""
-
-_ROUNDS = 20
-"""Turns of the start. Ten leave nothing to gain in single precision."""
-
-_SMALLEST_SHARE = 1e-6
-"""Least share of a variable's variance that the start leaves to the noise."""
 
 
 class FactorAnalysis(BaseModelClass):
@@ -297,61 +291,6 @@ class PPCA(FactorAnalysis):
     noise: ClassVar[Noise] = "isotropic"
 
 
-# ---------------------------------------------------------------------- closed forms
-
-
-def principal_components(
-    centred: Floats, variance: Floats, n_factors: int
-) -> tuple[Floats, Floats]:
-    r"""The maximum of the likelihood under isotropic noise (Tipping & Bishop 1999, eq. 7 and 8).
-
-    Parameters
-    ----------
-    centred
-        Observations less their mean, shape ``(n, D)``.
-    variance
-        Variance of each variable, shape ``(D,)``.
-    n_factors
-        Number of factors :math:`k`.
-
-    Returns
-    -------
-    tuple
-        :math:`W` of shape ``(D, k)`` and :math:`\psi` of shape ``(D,)``.
-    """
-    eigenvalues, axes = _leading(centred, n_factors)
-    others = max(variance.sum() - eigenvalues.sum(), _SMALLEST_SHARE * variance.sum())
-    sigma2 = others / (len(variance) - n_factors)
-    return axes * np.sqrt(np.maximum(eigenvalues - sigma2, 0)), np.full(len(variance), sigma2)
-
-
-def common_factors(centred: Floats, variance: Floats, n_factors: int) -> tuple[Floats, Floats]:
-    r"""The same with noise of each variable's own, by turns (Barber 2012, section 21.2).
-
-    Given :math:`\psi` the best :math:`W` has a closed form, that of the components of
-    :math:`\Psi^{-1/2} x`; given :math:`W`, the noise takes what is left of each variance.
-    """
-    W, _ = principal_components(centred, variance, n_factors)
-    for _ in range(_ROUNDS):
-        psi = np.maximum(variance - (W**2).sum(1), _SMALLEST_SHARE * variance)
-        sd = np.sqrt(psi)
-        eigenvalues, axes = _leading(centred / sd, n_factors)
-        W = sd[:, None] * axes * np.sqrt(np.maximum(eigenvalues - 1, 0))
-    return W, np.maximum(variance - (W**2).sum(1), _SMALLEST_SHARE * variance)
-
-
-def _leading(centred: Floats, n_factors: int) -> tuple[Floats, Floats]:
-    """Largest eigenvalues of the covariance, in falling order, and its axes ``(D, k)``."""
-    smaller = min(centred.shape)
-    if n_factors < smaller - 1:
-        first = generator("start").standard_normal(smaller)
-        _, lengths, axes = svds(centred, k=n_factors, v0=first)
-        lengths, axes = lengths[::-1], axes[::-1]
-    else:
-        _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
-    return lengths[:n_factors] ** 2 / len(centred), axes[:n_factors].T
-
-
 def _values(manager: AnnDataManager, indices: Any) -> Any:
     """Rows in dense form, some at a time."""
     for minibatch in AnnDataLoader(manager, indices, batch_size=1024):
@@ -365,8 +304,7 @@ def _moments(manager: AnnDataManager, indices: Any) -> tuple[Floats, Floats]:
     n, origin = 0, None
     for x in _values(manager, indices):
         origin = x.mean(0) if origin is None else origin  # near the mean, so that no digits cancel
-        total, squares, n = (
-            total + (x - origin).sum(0), squares + ((x - origin) ** 2).sum(0), n + len(x)
-        )  # fmt: skip
+        x = x - origin
+        total, squares, n = total + x.sum(0), squares + (x**2).sum(0), n + len(x)
     mean = total / n
     return origin + mean, np.maximum(squares / n - mean**2, 0.0)
