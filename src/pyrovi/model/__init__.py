@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.factor_analysis import PPCA, FactorAnalysis
     from pyrovi.model.graph import ModelGraph
+    from pyrovi.model.linearscvi import LinearSCVI
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scvi import SCVI
     from pyrovi.model.truth import truth_of
@@ -22,6 +23,7 @@ __all__ = [
     "BaseModelClass",
     "ElboEstimate",
     "FactorAnalysis",
+    "LinearSCVI",
     "ModelGraph",
     "PyroModel",
     "load_any",
@@ -34,6 +36,7 @@ __getattr__, __dir__ = lazy_attributes(
         "BaseModelClass": "pyrovi.model.base",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "FactorAnalysis": "pyrovi.model.factor_analysis",
+        "LinearSCVI": "pyrovi.model.linearscvi",
         "ModelGraph": "pyrovi.model.graph",
         "PPCA": "pyrovi.model.factor_analysis",
         "PyroModel": "pyrovi.model.custom",

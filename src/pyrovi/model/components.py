@@ -1,4 +1,4 @@
-"""Linear Gaussian factors of the largest likelihood, by decompositions of all observations at once."""
+"""Linear Gaussian factors of the largest likelihood, from a decomposition of the data."""
 
 from __future__ import annotations
 

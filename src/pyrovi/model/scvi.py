@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data.fields import (
+    AnnDataField,
     CategoricalJointObsField,
     CategoricalObsField,
     LayerField,
@@ -59,6 +60,9 @@ class SCVI(BaseModelClass):
     >>> adata.obsm["X_scVI"] = model.get_latent_representation()
     """
 
+    module_class: ClassVar[type[VAE]] = VAE
+    """The model/guide pair, which a subclass may replace."""
+
     def __init__(
         self,
         adata: AnnData | dict[str, Any] | None = None,
@@ -81,7 +85,7 @@ class SCVI(BaseModelClass):
         means, variances = (None, None)
         if not use_observed_lib_size and not has_size_factor:
             means, variances = self._library_moments(stats.n_batch)
-        self.module = VAE(
+        self.module = self.module_class(
             n_vars=stats.n_vars,
             n_batch=stats.n_batch,
             n_labels=stats.n_labels,
@@ -138,14 +142,15 @@ class SCVI(BaseModelClass):
         """
         arguments = locals()
         _check_size_factor(adata, size_factor_key)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ]
+        fields = count_fields(
+            layer,
+            batch_key,
+            labels_key,
+            size_factor_key,
+            categorical_covariate_keys,
+            continuous_covariate_keys,
+            is_count_data,
+        )
         cls.register(adata, fields, arguments)
 
     def _has_counts(self, gene_likelihood: str) -> bool:
@@ -186,6 +191,26 @@ class SCVI(BaseModelClass):
     differential_abundance = abundance.differential_abundance
     load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
     prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
+
+
+def count_fields(
+    layer: str | None,
+    batch_key: str | None,
+    labels_key: str | None,
+    size_factor_key: str | None,
+    categorical_covariate_keys: Sequence[str] | None,
+    continuous_covariate_keys: Sequence[str] | None,
+    is_count_data: bool = True,
+) -> list[AnnDataField]:
+    """The fields of :class:`~pyrovi.module.vae.VAE`; arguments as of :meth:`SCVI.setup_anndata`."""
+    return [
+        LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
+        CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+        CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+        NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+    ]
 
 
 def _check_size_factor(adata: AnnData, key: str | None) -> None:
