@@ -11,18 +11,23 @@ if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
     from pyrovi.model.custom import PyroModel
     from pyrovi.model.elbo_estimate import ElboEstimate
+    from pyrovi.model.factor_analysis import PPCA, FactorAnalysis
     from pyrovi.model.graph import ModelGraph
+    from pyrovi.model.linearscvi import LinearSCVI
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scanvi import SCANVI
     from pyrovi.model.scvi import SCVI
     from pyrovi.model.truth import truth_of
 
 __all__ = [
+    "PPCA",
     "SCANVI",
     "SCVI",
     "AmortizedLDA",
     "BaseModelClass",
     "ElboEstimate",
+    "FactorAnalysis",
+    "LinearSCVI",
     "ModelGraph",
     "PyroModel",
     "load_any",
@@ -35,7 +40,10 @@ __getattr__, __dir__ = lazy_attributes(
         "AmortizedLDA": "pyrovi.model.amortizedlda",
         "BaseModelClass": "pyrovi.model.base",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
+        "FactorAnalysis": "pyrovi.model.factor_analysis",
+        "LinearSCVI": "pyrovi.model.linearscvi",
         "ModelGraph": "pyrovi.model.graph",
+        "PPCA": "pyrovi.model.factor_analysis",
         "PyroModel": "pyrovi.model.custom",
         "SCANVI": "pyrovi.model.scanvi",
         "SCVI": "pyrovi.model.scvi",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -36,6 +36,7 @@ from pyrovi.model import (
     restarts,
     rows,
     simulation,
+    start,
     summary,
     training,
 )
@@ -345,6 +346,10 @@ class BaseModelClass(ABC):
     get_var_names = registry_access.get_var_names
     transfer_fields = registry_access.transfer_fields
     load_registry = staticmethod(registry_access.load_registry)
+
+    starts: ClassVar[Mapping[str, Callable[[Any, Any], Any]]] = start.STARTS
+    """What ``train(start=)`` names -> function of the model and the positions of the training
+    observations, which puts the parameters where training is to begin."""
 
     train = training.train
     restart_history = restarts.restart_history

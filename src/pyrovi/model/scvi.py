@@ -11,6 +11,7 @@ from anndata import AnnData
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data.containers import row_sums
 from pyrovi.data.fields import (
+    AnnDataField,
     CategoricalJointObsField,
     CategoricalObsField,
     LayerField,
@@ -61,6 +62,8 @@ class SCVI(BaseModelClass):
     >>> model.train()
     >>> adata.obsm["X_scVI"] = model.get_latent_representation()
     """
+
+    """The model/guide pair, which a subclass may replace."""
 
     def __init__(
         self,
@@ -199,10 +202,12 @@ def count_fields(arguments: Mapping[str, Any], labels: CategoricalObsField) -> l
     """
     keys = REGISTRY_KEYS
     return [
-        LayerField(keys.X_KEY, arguments["layer"], is_count_data=arguments["is_count_data"]),
+        LayerField(
+            keys.X_KEY, arguments["layer"], is_count_data=arguments.get("is_count_data", True)
+        ),
         CategoricalObsField(keys.BATCH_KEY, arguments["batch_key"]),
         labels,
-        NumericalObsField(keys.SIZE_FACTOR_KEY, arguments["size_factor_key"], required=False),
+        NumericalObsField(keys.SIZE_FACTOR_KEY, arguments.get("size_factor_key"), required=False),
         CategoricalJointObsField(keys.CAT_COVS_KEY, arguments["categorical_covariate_keys"]),
         NumericalJointObsField(keys.CONT_COVS_KEY, arguments["continuous_covariate_keys"]),
     ]

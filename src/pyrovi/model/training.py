@@ -13,7 +13,7 @@ from pyrovi.errors import TrainingError
 from pyrovi.model.methods import changed_options, is_fitted_by_svi, train_by
 from pyrovi.model.possible import check_possible
 from pyrovi.model.restarts import drop_restarts, train_restarts
-from pyrovi.model.start import check_start, start_near_posterior
+from pyrovi.model.start import check_start
 from pyrovi.model.training_data import check_batches, training_batch_size, training_splitter
 from pyrovi.module.minified import is_minified, no_counts
 from pyrovi.module.stored import StoredDraws
@@ -161,7 +161,8 @@ def train(
         (``module.default_lr``).
     start
         ``"pathfinder"`` puts the locations and scales of a guide by name near the posterior before
-        the first step (see :func:`~pyrovi.model.start.start_near_posterior`).
+        the first step (see :func:`~pyrovi.model.start.start_near_posterior`). Classes may have
+        ways of their own (:attr:`~pyrovi.model.BaseModelClass.starts`).
     n_restarts
         Number of fits, each from initial values, minibatches and noise of its own, on the same
         training observations. The model keeps the best one (by the ELBO of the validation, else of
@@ -249,7 +250,7 @@ def train(
     plan_class = model.training_plan_class() if training_plan is None else training_plan
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs, plan_class)
     if start is not None and not is_fitted_by_svi(model):
-        start_near_posterior(model, data.train_idx)
+        model.starts[start](model, data.train_idx)
     runner = TrainRunner(
         plan,
         data,

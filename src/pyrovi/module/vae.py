@@ -146,7 +146,7 @@ class VAE(PyroBaseModule):
             n_vars, n_latent, n_layers, n_hidden, n_cats, n_continuous_cov, n_extra, dropout_rate,
             deeply_inject_covariates, use_batch_norm, use_layer_norm,
         )  # fmt: skip
-        self.decoder = DecoderSCVI(
+        self.decoder = self._make_decoder(
             n_latent + n_extra,
             n_vars,
             n_cat_list=n_cats,
@@ -319,6 +319,10 @@ class VAE(PyroBaseModule):
             use_batch_norm=batch_norm in ("encoder", "both"),
             use_layer_norm=layer_norm in ("encoder", "both"),
         )
+
+    def _make_decoder(self, n_input: int, n_output: int, **options: Any) -> nn.Module:
+        """The decoder, which a subclass may replace; options as :class:`DecoderSCVI` has them."""
+        return DecoderSCVI(n_input, n_output, **options)
 
     def _make_log_theta(self, n_vars: int) -> nn.Parameter | None:
         """Log inverse dispersion; only where it is used, so that no parameter lies idle."""
