@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from pyrovi.model.graph import ModelGraph
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scvi import SCVI
+    from pyrovi.model.totalvi import TOTALVI
     from pyrovi.model.truth import truth_of
 
 __all__ = [
     "SCVI",
+    "TOTALVI",
     "BaseModelClass",
     "ElboEstimate",
     "ModelGraph",
@@ -33,6 +35,7 @@ __getattr__, __dir__ = lazy_attributes(
         "ModelGraph": "pyrovi.model.graph",
         "PyroModel": "pyrovi.model.custom",
         "SCVI": "pyrovi.model.scvi",
+        "TOTALVI": "pyrovi.model.totalvi",
         "load_any": "pyrovi.model.persistence",
         "truth_of": "pyrovi.model.truth",
     },
