@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scanvi import SCANVI
     from pyrovi.model.scvi import SCVI
+    from pyrovi.model.totalvi import TOTALVI
     from pyrovi.model.truth import truth_of
 
 __all__ = [
     "PPCA",
     "SCANVI",
     "SCVI",
+    "TOTALVI",
     "AmortizedLDA",
     "BaseModelClass",
     "ElboEstimate",
@@ -47,6 +49,7 @@ __getattr__, __dir__ = lazy_attributes(
         "PyroModel": "pyrovi.model.custom",
         "SCANVI": "pyrovi.model.scanvi",
         "SCVI": "pyrovi.model.scvi",
+        "TOTALVI": "pyrovi.model.totalvi",
         "load_any": "pyrovi.model.persistence",
         "truth_of": "pyrovi.model.truth",
     },

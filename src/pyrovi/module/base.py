@@ -83,6 +83,12 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     site_dims
         Site -> names of the dimensions of its value that are not plates. Names known to the data
         (``"var"``, ``"obs"``, ``"batch"``, ...) take their coordinates from the registry.
+    dim_fields
+        Name of a dimension -> registry key of the field whose columns (or categories) it is along.
+    follows_interventions
+        Local latent sites that the guide draws given covariates and latents before them, and that
+        are to differ under other covariates. An intervention keeps all other latents, and draws
+        these anew.
 
     Notes
     -----
@@ -93,6 +99,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
     default_lr: float = 1e-3
     """Learning rate that training by SVI uses unless told otherwise."""
+    dim_fields: Mapping[str, str] = MappingProxyType({})
+    follows_interventions: tuple[str, ...] = ()
     _ledger: SiteLedger | None = None
     _needs_context = False
     minified_sites: tuple[str, ...] = ()
