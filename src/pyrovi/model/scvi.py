@@ -18,7 +18,6 @@ from pyrovi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from pyrovi.data.fields.base import AnnDataField
 from pyrovi.errors import DataError, ModelError
 from pyrovi.model import (
     abundance,
