@@ -7,7 +7,7 @@ from tests.train.toys import QUIET, counts
 
 from pyrovi import criticism
 from pyrovi.errors import DataError, ModelError
-from pyrovi.model import SCVI
+from pyrovi.model import SCANVI, SCVI, TOTALVI
 
 
 def trained(**kwargs):
@@ -54,6 +54,29 @@ def test_queries_answer_as_before(observed, tmp_path):
     np.testing.assert_array_equal(model.get_latent_representation(full), before[0])
     some = model.adata[5:9].copy()
     np.testing.assert_allclose(model.get_latent_representation(some), before[0][5:9], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [SCANVI, TOTALVI])
+def test_other_models_answer_as_before(kind):
+    adata = counts()
+    if kind is SCANVI:
+        kind.setup_anndata(adata, "labels", "label_0", batch_key="batch")
+    else:
+        kind.setup_anndata(adata, "protein_expression", batch_key="batch")
+    model = kind(adata, n_hidden=8, n_latent=2)
+    model.train(1, **QUIET)
+
+    def ask():
+        expression = model.get_normalized_expression(transform_batch="batch_1", n_samples=2)
+        parts = expression if isinstance(expression, tuple) else (expression,)
+        return [model.get_latent_representation(), *map(np.asarray, parts)]
+
+    before = ask()
+    model.minify_adata()
+    for now, then in zip(ask(), before, strict=True):
+        np.testing.assert_allclose(now, then, rtol=1e-4, atol=1e-6)
+    with pytest.raises(DataError, match="needs the counts"):
+        model.get_elbo()
 
 
 def test_what_needs_counts_says_so():

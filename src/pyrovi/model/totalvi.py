@@ -26,7 +26,7 @@ from pyrovi.data.fields import (
 )
 from pyrovi.data.registry import registry_state
 from pyrovi.errors import DataError
-from pyrovi.model import expression, latent, proteins, proteins_compared, reference
+from pyrovi.model import expression, latent, minified, proteins, proteins_compared, reference
 from pyrovi.model.background import background_prior
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.scvi import SCVI, check_size_factor
@@ -378,6 +378,7 @@ class TOTALVI(BaseModelClass):
     posterior_predictive_sample = proteins.posterior_predictive_sample
     differential_expression = proteins_compared.differential_expression
     get_feature_correlation_matrix = proteins_compared.get_feature_correlation_matrix
+    minify_adata = minified.minify_adata
     load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
 
 

@@ -153,6 +153,7 @@ class TOTALVAE(PyroBaseModule):
         self.use_size_factor_key = use_size_factor_key
         self.latent_library = not use_observed_lib_size and not use_size_factor_key
 
+        self.minified_sites = ("z", "l") if self.latent_library else ("z", "library")
         self.site_dims = {"z": ("latent_dim",), "latent": ("latent_dim",)}
         self.site_dims |= {"library": ("library_size",)}
         self.site_dims |= dict.fromkeys(("rho", "mu", "X"), ("var",))
