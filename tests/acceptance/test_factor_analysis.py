@@ -23,6 +23,9 @@ from pyrovi.model import PPCA, FactorAnalysis
 pytestmark = [pytest.mark.acceptance, pytest.mark.filterwarnings("ignore")]
 
 SEEDS, N_LATENT = 3, 10
+N_VARS = (1000, 2000)
+"""Fewer than the training cells, and more: scikit-learn's noise of PPCA is right for the first."""
+
 PEER = Path(__file__).with_name("factor_analysis_peer.py")
 
 
@@ -39,21 +42,23 @@ def log_normalised(folder: Path) -> anndata.AnnData:
     return adata
 
 
-def varying(adata: anndata.AnnData, train: np.ndarray) -> anndata.AnnData:
-    """Without variables that are constant in the training cells."""
-    return adata[:, adata.X[train].toarray().std(0) > 0].copy()
+def most_varying(adata: anndata.AnnData, train: np.ndarray, n_vars: int) -> anndata.AnnData:
+    """The variables of the largest variance in the training cells, none of them constant."""
+    variance = adata.X[train].toarray().var(0)
+    kept = np.sort(np.argsort(-variance)[:n_vars])
+    return adata[:, kept[variance[kept] > 0]].copy()
 
 
 def with_peer(adata: anndata.AnnData, folder: Path) -> list[dict[str, Any]]:
-    """Per seed: data, split, and what scikit-learn finds."""
+    """Per number of variables and seed: data, split, and what scikit-learn finds."""
     cases, jobs = [], []
-    for seed in range(SEEDS):
+    for n_vars, seed in itertools.product(N_VARS, range(SEEDS)):
         train, test = split(adata.n_obs, seed)
-        seen = varying(adata, train)
-        file = folder / f"{seed}.npz"
+        seen = most_varying(adata, train, n_vars)
+        file = folder / f"{n_vars}_{seed}.npz"
         np.savez(file, train=seen.X[train].toarray(), test=seen.X[test].toarray())
         jobs.append({"file": str(file), "n_latent": N_LATENT, "seed": seed})
-        cases.append({"adata": seen, "train": train, "test": test})
+        cases.append({"adata": seen, "train": train, "test": test, "seed": seed})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [str(peer_python()), str(PEER), str(folder / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -66,8 +71,8 @@ def test_against_scikit_learn(
     pyrovi_data: Path, tmp_path: Path, table: list[dict[str, Any]]
 ) -> None:
     cases = with_peer(log_normalised(pyrovi_data), tmp_path)
-    for cls, (seed, case) in itertools.product((PPCA, FactorAnalysis), enumerate(cases)):
-        settings.seed = seed
+    for cls, case in itertools.product((PPCA, FactorAnalysis), cases):
+        settings.seed = case["seed"]
         adata, train, test = case["adata"], case["train"], case["test"]
         cls.setup_anndata(adata)
         model = cls(adata, n_latent=N_LATENT)
@@ -81,7 +86,7 @@ def test_against_scikit_learn(
         angle = subspace_angles(W, np.array(peer["components"]).T).max()
         row = {f"{k} log-lik": round(v, 3) for k, v in own.items()}
         row |= {"angle to peer": round(float(angle), 5), "seconds": round(seconds, 1)}
-        name = f"{cls.__name__}, cell lines, seed {seed}"
+        name = f"{cls.__name__}, cell lines, {adata.n_vars} genes, seed {case['seed']}"
         table.append({"case": name, "fit": "pyrovi", **row})
         row = {f"{k} log-lik": round(peer[k], 3) for k in own} | {
             "seconds": round(peer["seconds"], 1)
@@ -89,8 +94,11 @@ def test_against_scikit_learn(
         table.append({"case": name, "fit": "scikit-learn", **row})
         print(*table[-2:], sep="\n", flush=True)
         for part in own:
-            assert own[part] == pytest.approx(peer[part], rel=1e-3)
             assert own[part] > peer[part] - 0.1
+            if cls is FactorAnalysis or adata.n_vars < len(train):
+                assert own[part] == pytest.approx(peer[part], rel=1e-3)
+            else:
+                assert own[part] > peer[part] + 1
         if cls is PPCA:  # its maximum is known; factor analysis stops earlier there
             assert own["train"] == pytest.approx(closed_form(adata.X[train].toarray()), rel=1e-5)
             assert angle < 1e-2
