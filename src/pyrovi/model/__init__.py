@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyrovi.model.custom import PyroModel
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.graph import ModelGraph
+    from pyrovi.model.hierarchical_glm import HierarchicalGLM
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scvi import SCVI
     from pyrovi.model.truth import truth_of
@@ -19,6 +20,7 @@ __all__ = [
     "SCVI",
     "BaseModelClass",
     "ElboEstimate",
+    "HierarchicalGLM",
     "ModelGraph",
     "PyroModel",
     "load_any",
@@ -30,6 +32,7 @@ __getattr__, __dir__ = lazy_attributes(
     {
         "BaseModelClass": "pyrovi.model.base",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
+        "HierarchicalGLM": "pyrovi.model.hierarchical_glm",
         "ModelGraph": "pyrovi.model.graph",
         "PyroModel": "pyrovi.model.custom",
         "SCVI": "pyrovi.model.scvi",

@@ -328,6 +328,17 @@ class BaseModelClass(ABC):
 
         return SVITrainingPlan
 
+    def initialise(self, train_indices: np.ndarray) -> None:
+        """Set initial values from the data; called before the first step of SVI.
+
+        Nothing is done unless a subclass knows where its guide had better begin.
+
+        Parameters
+        ----------
+        train_indices
+            Positions of the training observations; no others may be looked at.
+        """
+
     def data_splitter_class(self) -> type[DataSplitter]:
         """Class that divides the data for training and makes the loaders."""
         from pyrovi.dataloaders import DataSplitter

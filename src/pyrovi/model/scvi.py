@@ -137,7 +137,7 @@ class SCVI(BaseModelClass):
             If the data are not raw counts, or a column is missing.
         """
         arguments = locals()
-        _check_size_factor(adata, size_factor_key)
+        check_size_factor(adata, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -188,7 +188,7 @@ class SCVI(BaseModelClass):
     prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
 
 
-def _check_size_factor(adata: AnnData, key: str | None) -> None:
+def check_size_factor(adata: AnnData, key: str | None) -> None:
     """Size factors multiply the mean: they must be positive (other faults are the field's)."""
     if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
         return

@@ -244,8 +244,10 @@ def train(
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan_class = model.training_plan_class() if training_plan is None else training_plan
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs, plan_class)
-    if start is not None and not is_fitted_by_svi(model):
-        start_near_posterior(model, data.train_idx)
+    if not is_fitted_by_svi(model):
+        model.initialise(data.train_idx)
+        if start is not None:
+            start_near_posterior(model, data.train_idx)
     runner = TrainRunner(
         plan,
         data,
