@@ -328,7 +328,7 @@ class BaseModelClass(ABC):
 
         return SVITrainingPlan
 
-    def initialise(self, train_indices: np.ndarray) -> None:
+    def initialise(self, train_indices: np.ndarray) -> None:  # noqa: B027 - most need not
         """Set initial values from the data; called before the first step of SVI.
 
         Nothing is done unless a subclass knows where its guide had better begin.

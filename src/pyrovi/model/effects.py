@@ -124,9 +124,7 @@ def donor_effects(
     return pd.concat(tables)
 
 
-def effect_table(
-    draws: NDArray[Any], delta: float, fdr: float, probability: float
-) -> pd.DataFrame:
+def effect_table(draws: NDArray[Any], delta: float, fdr: float, probability: float) -> pd.DataFrame:
     """Summary and calls of draws of effects; see :func:`get_effects`.
 
     Parameters

@@ -221,9 +221,7 @@ class HierarchicalGLM(BaseModelClass):
         """Start the guide at a fit by penalised quasi-likelihood."""
         start_near_posterior(self, train_indices)
 
-    def train(
-        self, max_epochs: int | None = None, *, method: str = "svi", **options: Any
-    ) -> None:
+    def train(self, max_epochs: int | None = None, *, method: str = "svi", **options: Any) -> None:
         """Fit the model; see :meth:`BaseModelClass.train` for all options.
 
         By default all cells are trained on, in minibatches of 1024 and about 2000 steps, whose rate
