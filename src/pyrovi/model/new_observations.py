@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from pyrovi.model.queries import check_size, run_labelled
 from pyrovi.model.setup import transferred_manager
 from pyrovi.module.base import PyroBaseModule, evaluation_mode
 from pyrovi.module.ledger import Role, Site
-from pyrovi.module.story import StoryModule
 from pyrovi.posterior.engine import Intervention
 from pyrovi.posterior.globals import draw_globals
 from pyrovi.posterior.reduce import ReduceSpec, Reduction
@@ -38,6 +37,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pyrovi.model.base import BaseModelClass
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A module that can run its story with other numbers of levels for a while."""
+
+    def with_constants(self, values: Mapping[str, int]) -> AbstractContextManager[None]:
+        """Run with other values of summary statistics such as ``n_donor``."""
 
 
 def predict_new(
@@ -128,11 +135,12 @@ def _grown(model: BaseModelClass, manager: AnnDataManager) -> dict[str, int]:
 def _resized(module: PyroBaseModule, sizes: Mapping[str, int]) -> AbstractContextManager[None]:
     if not sizes:
         return nullcontext()
-    if not isinstance(module, StoryModule):
+    if not isinstance(module, Resizable):
         raise ModelError(
             f"{type(module).__name__} is built for its categories, and the data have more of them "
             f"({', '.join(f'{k}={v}' for k, v in sizes.items())}). New levels can be predicted by "
-            "models of a story, pv.from_pyro(story, ...), which takes their number as an argument."
+            "models of a story, pv.from_pyro(story, ...), which takes their number as an argument, "
+            "and of modules with a method with_constants."
         )
     return module.with_constants(sizes)
 

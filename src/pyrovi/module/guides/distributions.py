@@ -187,13 +187,14 @@ def full_rank_normal(
         row, shape ``(..., D, D)``.
     origin, base
         The distribution is that of ``origin + base @ v`` for ``v`` of these parameters, ``base``
-        lower triangular.
+        lower triangular, ``(..., D)`` and ``(..., D, D)``.
     """
     identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
     factor = scale[..., None] * (lower.tril(-1) + identity)
     if origin is None or base is None:
         return PathDerivative(_normal, loc, factor)
-    return PathDerivative(_normal, origin + base @ loc, base @ factor)
+    mean = origin + (base @ loc[..., None])[..., 0]
+    return PathDerivative(_normal, mean, base @ factor)
 
 
 def _normal(loc: Tensor, scale_tril: Tensor) -> Any:

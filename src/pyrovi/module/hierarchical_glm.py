@@ -1,0 +1,382 @@
+r"""NegativeBinomialGLMM: counts regressed on conditions, with random effects of donors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovi.distributions import NegativeBinomial
+from pyrovi.errors import ModelError
+from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.guides.distributions import PathDerivative, full_rank_normal
+from pyrovi.module.plates import plate
+from pyrovi.nn import one_hot
+
+SHARED, GENES = "_shared_on_real_line", "_genes_on_real_line"
+"""Auxiliary sites of the guide: the coordinates of what genes share, and of what each has."""
+
+_SMALLEST_MEAN = 1e-10
+"""Added to the mean of a count: the exponential underflows to zero in float32."""
+
+
+class NegativeBinomialGLMM(PyroBaseModule):
+    r"""Negative binomial regression of counts with donor effects, in which genes share strength.
+
+    For cell :math:`n` of donor :math:`d(n)` with size factor :math:`l_n` (relative to the mean) and
+    design row :math:`x_n`, gene :math:`g` and coefficient :math:`k`:
+
+    .. math::
+        \alpha_g &\sim \mathrm{Normal}(\mu_\alpha, \sigma_\alpha) \\
+        \theta_g &\sim \mathrm{LogNormal}(\log \theta_0, \kappa) \\
+        \beta_{kg} &\sim \mathrm{StudentT}_\nu(0, \tau_k) \\
+        \sigma_g &\sim \mathrm{LogNormal}(\log \sigma_0, \omega) \\
+        u_{dg} &\sim \mathrm{Normal}(0, \sigma_g) \\
+        \mu_{ng} &= l_n \exp(\alpha_g + x_n \cdot \beta_g + u_{d(n) g}) \\
+        x_{ng} &\sim \mathrm{NB}(\mu_{ng}, \theta_g)
+
+    with :math:`\mu_\alpha \sim \mathrm{Normal}(0, 3)` and log-normal priors of what is positive:
+    medians 1.5 (:math:`\sigma_\alpha`), 5 (:math:`\theta_0`), 0.7 (:math:`\kappa`), 0.2
+    (:math:`\tau_k`), 0.2 (:math:`\sigma_0`) and 0.4 (:math:`\omega`). They keep the scales of the
+    hierarchy away from zero, where the posterior would be a funnel that neither a normal guide nor
+    a Markov chain gets through (Chung et al. 2013). :math:`\theta` is the inverse dispersion: the
+    variance is :math:`\mu + \mu^2 / \theta`. All effects are on the natural logarithmic scale.
+
+    The design row has an indicator of every level of the condition but the reference, of every
+    level but the first of batch and categorical covariates, and the standardised continuous
+    covariates.
+
+    The guide has the dependence structure of this posterior, in which genes are independent given
+    what they share. On the real line (positive unknowns in logarithms),
+
+    .. math::
+        \phi &= (\mu_\alpha, \log \sigma_\alpha, \log \theta_0, \log \kappa, \log \tau,
+                \log \sigma_0, \log \omega) \sim \mathrm{Normal}(m, S) \\
+        r_g \mid \phi &\sim \mathrm{Normal}(m_g + C_g S^{-1/2} (\phi - m), S_g)
+
+    with full covariances (:math:`S^{-1/2}` is that of the scales alone), where :math:`r_g` is
+    :math:`(\alpha_g, \log \theta_g, \beta_g, \log \sigma_g, u_g)`, but that each but the first
+    is stretched by a power of the scale above it, e.g. :math:`u_{dg} = r_{dg}\,
+    (\sigma_g / \hat\sigma_g)^{\rho_{dg}}` with a constant :math:`\hat\sigma_g`. The powers
+    :math:`\rho` are trained: 0 is the centred parametrisation, which suits effects that the data
+    tell of, and 1 the non-centred one, which suits those they do not (Gorinova et al. 2020).
+    Within a gene, a condition that is constant within donors is strongly correlated with the
+    effects of these donors; independent coordinates would understate the variance of
+    :math:`\beta` and make false discoveries.
+
+    Parameters
+    ----------
+    n_vars, n_condition
+        Numbers of genes and of levels of the condition.
+    n_donor
+        Number of donors; 0 leaves :math:`u` and :math:`\sigma` out.
+    n_batch, n_cats_per_cov, n_continuous_cov
+        Further terms of the design.
+    reference
+        Code of the level of the condition that the others are compared with.
+    effect_df
+        Degrees of freedom :math:`\nu` of the prior of effects. Few of them let large effects stand
+        among many small ones; infinity is the normal distribution.
+    size_factor_mean, continuous_means, continuous_sds
+        What size factors are divided by, and continuous covariates are standardised by.
+
+    Raises
+    ------
+    ModelError
+        If there is nothing to compare, or an option is out of range.
+
+    References
+    ----------
+    Gelman & Hill: Data analysis using regression and multilevel/hierarchical models. Cambridge
+    University Press (2007).
+
+    Crowell et al.: muscat detects subpopulation-specific state transitions from multi-sample
+    multi-condition single-cell transcriptomics data. Nature Communications 11, 6077 (2020).
+
+    Gorinova, Moore, Hoffman: Automatic reparameterisation of probabilistic programs. ICML (2020).
+
+    Chung, Rabe-Hesketh, Dorie, Gelman, Liu: A nondegenerate penalized likelihood estimator for
+    variance parameters in multilevel models. Psychometrika 78, 685-709 (2013).
+    """
+
+    size_factor_mean: Tensor
+    continuous_means: Tensor
+    continuous_sds: Tensor
+    shared_origin: Tensor
+    genes_origin: Tensor
+    genes_base: Tensor
+
+    def __init__(
+        self,
+        n_vars: int,
+        n_condition: int,
+        n_donor: int = 0,
+        n_batch: int = 1,
+        *,
+        n_cats_per_cov: Sequence[int] = (),
+        n_continuous_cov: int = 0,
+        reference: int = 0,
+        effect_df: float = 3.0,
+        size_factor_mean: float = 1.0,
+        continuous_means: np.ndarray | None = None,
+        continuous_sds: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        if n_condition < 2:
+            raise ModelError(
+                f"The condition has {n_condition} level. Expected at least two, to compare them."
+            )
+        if not effect_df > 0:
+            raise ModelError(
+                f"effect_df={effect_df!r}: expected positive degrees of freedom, 3 for heavy tails "
+                "or math.inf for a normal prior."
+            )
+        self.n_vars, self.n_donor, self.n_batch = n_vars, n_donor, n_batch
+        self.n_condition, self.reference, self.effect_df = n_condition, reference, effect_df
+        self.n_cats_per_cov = tuple(n_cats_per_cov)
+        self.n_coefficients = sum(n - 1 for n in (n_condition, n_batch, *n_cats_per_cov))
+        self.n_coefficients += n_continuous_cov
+        means = np.zeros(n_continuous_cov) if continuous_means is None else continuous_means
+        sds = np.ones(n_continuous_cov) if continuous_sds is None else continuous_sds
+        self.register_buffer("size_factor_mean", torch.tensor(size_factor_mean))
+        self.register_buffer("continuous_means", torch.as_tensor(means, dtype=torch.float32))
+        self.register_buffer("continuous_sds", torch.as_tensor(sds, dtype=torch.float32))
+        self._make_guide()
+
+    # ------------------------------------------------------------------ the story
+
+    def model(
+        self,
+        X: Tensor,
+        condition: Tensor,
+        donor: Tensor,
+        batch: Tensor,
+        size_factor: Tensor,
+        extra_categorical_covs: Tensor | None = None,
+        extra_continuous_covs: Tensor | None = None,
+    ) -> None:
+        """The generative story; see the class."""
+        var, coefficient = self._plates()
+
+        def positive(name: str, median: float, spread: float) -> Tensor:
+            return pyro.sample(name, dist.LogNormal(X.new_tensor(math.log(median)), spread))
+
+        mu_alpha = pyro.sample("mu_alpha", dist.Normal(X.new_zeros(()), 3.0))
+        sigma_alpha = positive("sigma_alpha", 1.5, 0.5)
+        theta_0, kappa = positive("theta_0", 5.0, 1.5), positive("kappa", 0.7, 0.5)
+        with coefficient:
+            tau = positive("tau", 0.2, 1.0)
+        with var:
+            alpha = pyro.sample("alpha", dist.Normal(mu_alpha, sigma_alpha))
+            theta = pyro.sample("theta", dist.LogNormal(theta_0.log(), kappa))
+            with coefficient:
+                beta = pyro.sample("beta", self._effect_prior(tau))
+        terms = [alpha[None], beta]
+        if self.n_donor:
+            sigma_0, omega = positive("sigma_0", 0.2, 1.0), positive("omega", 0.4, 0.5)
+            with var:
+                sigma = pyro.sample("sigma", dist.LogNormal(sigma_0.log(), omega))
+                with self._donor_plate():
+                    terms.append(pyro.sample("u", dist.Normal(torch.zeros_like(sigma), sigma)))
+
+        x = self.design(condition, donor, batch, extra_categorical_covs, extra_continuous_covs)
+        l = size_factor / self.size_factor_mean
+        with self.obs_plate():
+            rate = l * (x @ torch.cat(terms, -2)).exp()
+            mu = pyro.deterministic("mu", rate + _SMALLEST_MEAN, event_dim=1)
+            pyro.sample("X", NegativeBinomial(mu=mu, theta=theta).to_event(1), obs=X)
+
+    def guide(self) -> None:
+        """The guide: a normal distribution of what genes share, and of each gene given that."""
+        phi = pyro.sample(SHARED, self._shared_normal(), infer={"is_auxiliary": True})
+        var, coefficient = self._plates()
+        for name, value in self._by_name(phi).items():
+            if name == "mu_alpha":
+                pyro.sample(name, dist.Delta(value[0]))
+            elif name == "tau":
+                with coefficient:
+                    _sample_exp(name, value[:, None])
+            else:
+                _sample_exp(name, value[0])
+
+        above = self._by_name(phi - self.shared_origin)  # log scales, relative to constants
+        centre = self._by_name(self.shared_origin)
+        rho = self.genes_rho.mT.split(self._gene_sizes, -2)
+        with var:
+            r = pyro.sample(GENES, self._gene_normals(phi), infer={"is_auxiliary": True})
+            alpha, log_theta, beta, *donors = r.mT.split(self._gene_sizes, -2)
+            pyro.sample("alpha", dist.Delta(alpha[0]))
+            _sample_stretched_exp("theta", log_theta[0], centre["theta_0"], rho[1] * above["kappa"])
+            with coefficient:
+                stretch = rho[2] * above["tau"][:, None]
+                pyro.sample("beta", dist.Delta(beta * stretch.exp(), -stretch))
+            if self.n_donor:
+                stretch = rho[3] * above["omega"]
+                sigma = _sample_stretched_exp("sigma", donors[0][0], centre["sigma_0"], stretch)
+                with self._donor_plate():
+                    typical = self.genes_origin[:, 2 + self.n_coefficients]
+                    stretch = rho[4] * (sigma.log() - typical)
+                    pyro.sample("u", dist.Delta(donors[1] * stretch.exp(), -stretch))
+
+    # ------------------------------------------------------------------ its parts
+
+    def design(
+        self,
+        condition: Tensor,
+        donor: Tensor,
+        batch: Tensor,
+        extra_categorical_covs: Tensor | None = None,
+        extra_continuous_covs: Tensor | None = None,
+    ) -> Tensor:
+        """Rows that alpha, the coefficients beta and the donor effects u are multiplied with.
+
+        Parameters
+        ----------
+        condition, donor, batch, extra_categorical_covs
+            Codes, shape ``(n, columns)``.
+        extra_continuous_covs
+            Numbers, shape ``(n, columns)``.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(n, 1 + n_coefficients + n_donor)``; the first column is of ones.
+        """
+        others = [i for i in range(self.n_condition) if i != self.reference]
+        indicators = one_hot(condition, self.n_condition)
+        columns = [torch.ones_like(indicators[..., :1]), indicators[..., others]]
+        columns.append(one_hot(batch, self.n_batch)[..., 1:])
+        if extra_categorical_covs is not None:
+            covariates = extra_categorical_covs.split(1, -1)
+            for codes, n in zip(covariates, self.n_cats_per_cov, strict=True):
+                columns.append(one_hot(codes, n)[..., 1:])
+        if extra_continuous_covs is not None:
+            columns.append((extra_continuous_covs - self.continuous_means) / self.continuous_sds)
+        if self.n_donor:
+            columns.append(one_hot(donor, self.n_donor))
+        return torch.cat(columns, -1)
+
+    @contextmanager
+    def with_constants(self, values: Mapping[str, int]) -> Iterator[None]:
+        """Run the story with another number of donors.
+
+        Raises
+        ------
+        ModelError
+            If another number is to change, or the story has no donors.
+        """
+        if values.keys() - {"n_donor"} or not self.n_donor:
+            named = ", ".join(f"{name}={n}" for name, n in values.items())
+            raise ModelError(
+                f"The data have levels that the model has not seen ({named}). Only of new donors "
+                "is anything known, by those that were seen; effects of new conditions, batches "
+                "and covariates are not. Leave these observations out."
+            )
+        before, self.n_donor = self.n_donor, values["n_donor"]
+        try:
+            yield
+        finally:
+            self.n_donor = before
+
+    def _plates(self) -> tuple[Any, Any]:
+        var = plate("var", self.n_vars, dim=-1)
+        return var, plate("coefficient", self.n_coefficients, dim=-2)
+
+    def _donor_plate(self) -> Any:
+        return plate("donor", self.n_donor, dim=-2)
+
+    def _effect_prior(self, tau: Tensor) -> Any:
+        zero = torch.zeros_like(tau)
+        if math.isinf(self.effect_df):
+            return dist.Normal(zero, tau)
+        return dist.StudentT(self.effect_df, zero, tau)
+
+    # ------------------------------------------------------------------ the guide's parameters
+
+    def _make_guide(self) -> None:
+        """Parameters in the units of a start, :meth:`start_at`, which is near nothing as yet."""
+        names = ["mu_alpha", "sigma_alpha", "theta_0", "kappa", "tau"]
+        self._gene_sizes = [1, 1, self.n_coefficients]
+        if self.n_donor:
+            names += ["sigma_0", "omega"]
+            self._gene_sizes += [1, self.n_donor]
+        self._shared = tuple(names)
+        self._shared_sizes = [self.n_coefficients if name == "tau" else 1 for name in names]
+        n_shared, n_own = sum(self._shared_sizes), sum(self._gene_sizes)
+        self.shared_loc = nn.Parameter(torch.zeros(n_shared))
+        self.shared_log_scale = nn.Parameter(torch.full((n_shared,), math.log(0.1)))
+        self.shared_lower = nn.Parameter(torch.zeros(n_shared, n_shared))
+        # restarts begin elsewhere: within a fraction of the units
+        self.genes_loc = nn.Parameter(0.1 * torch.randn(self.n_vars, n_own))
+        self.genes_log_scale = nn.Parameter(torch.zeros(self.n_vars, n_own))
+        self.genes_lower = nn.Parameter(torch.zeros(self.n_vars, n_own, n_own))
+        self.genes_rho = nn.Parameter(torch.full((self.n_vars, n_own), 0.5))
+        self.register_buffer("shared_origin", torch.zeros(n_shared))
+        self.genes_slope = nn.Parameter(torch.zeros(self.n_vars, n_own, n_shared))
+        self.register_buffer("genes_origin", torch.zeros(self.n_vars, n_own))
+        self.register_buffer("genes_base", 0.1 * torch.eye(n_own).repeat(self.n_vars, 1, 1))
+
+    @torch.no_grad()
+    def start_at(self, shared: Mapping[str, Tensor], mean: Tensor, covariance: Tensor) -> None:
+        """Take a normal approximation; the parameters of genes then move in units of it.
+
+        Parameters
+        ----------
+        shared
+            Name -> value on the real line, of the sites that genes share.
+        mean, covariance
+            Of what each gene has, on the real line and in the order of the class docstring; shapes
+            ``(n_vars, size)`` and ``(n_vars, size, size)``.
+        """
+        self.shared_loc.copy_(torch.cat([shared[name].reshape(-1) for name in self._shared]))
+        self.shared_origin.copy_(self.shared_loc)
+        self.genes_origin.copy_(mean)
+        self.genes_base.copy_(torch.linalg.cholesky(covariance))
+
+    def _by_name(self, phi: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._shared, phi.split(self._shared_sizes), strict=True))
+
+    def _shared_normal(self) -> Any:
+        unit = len(self.shared_loc) ** -0.5  # as in guides.families.FullRank
+        scale = self.shared_log_scale.exp()
+        return full_rank_normal(self.shared_loc, scale, self.shared_lower * unit)
+
+    def _gene_normals(self, phi: Tensor) -> Any:
+        """Of each gene given what genes share; the density has no gradient by the parameters."""
+        unit = self.genes_loc.shape[-1] ** -0.5
+        identity = torch.eye(self.genes_loc.shape[-1], device=phi.device)
+        lower = (self.genes_lower * unit).tril(-1) + identity
+
+        def make(
+            loc: Tensor, log_scale: Tensor, lower: Tensor, slope: Tensor, m: Tensor, log_s: Tensor
+        ) -> Any:
+            moved = loc + slope @ ((phi - m) / log_s.exp())
+            mean = self.genes_origin + (self.genes_base @ moved[..., None])[..., 0]
+            factor = self.genes_base @ (log_scale.exp()[..., None] * lower)
+            return dist.MultivariateNormal(mean, scale_tril=factor)
+
+        return PathDerivative(
+            make,
+            *(self.genes_loc, self.genes_log_scale, lower, self.genes_slope),
+            *(self.shared_loc, self.shared_log_scale),
+        )
+
+
+def _sample_exp(name: str, value: Tensor) -> Tensor:
+    """A positive site, of which the logarithm is given together with its density."""
+    site: Tensor = pyro.sample(name, dist.Delta(value.exp(), -value))
+    return site
+
+
+def _sample_stretched_exp(name: str, value: Tensor, centre: Tensor, stretch: Tensor) -> Tensor:
+    """A positive site, whose logarithm is stretched about a centre."""
+    log = centre + (value - centre) * stretch[0].exp()
+    site: Tensor = pyro.sample(name, dist.Delta(log.exp(), -log - stretch[0]))
+    return site
