@@ -17,6 +17,7 @@ from pyrovi.distributions.log_pmf import (
 from pyrovi.distributions.mixture import NegativeBinomialMixture
 from pyrovi.distributions.negative_binomial import NegativeBinomial, Poisson
 from pyrovi.distributions.normal import Log1pNormal, Normal
+from pyrovi.distributions.truncated_normal import TruncatedNormal
 from pyrovi.distributions.zero_inflated import (
     ZeroInflatedGamma,
     ZeroInflatedLogNormal,
@@ -30,6 +31,7 @@ __all__ = [
     "NegativeBinomialMixture",
     "Normal",
     "Poisson",
+    "TruncatedNormal",
     "ZeroInflatedGamma",
     "ZeroInflatedLogNormal",
     "ZeroInflatedNegativeBinomial",

@@ -8,6 +8,7 @@ from pyrovi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+    from pyrovi.model.cellassign import CellAssign
     from pyrovi.model.custom import PyroModel
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.graph import ModelGraph
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCVI",
     "BaseModelClass",
+    "CellAssign",
     "ElboEstimate",
     "ModelGraph",
     "PyroModel",
@@ -29,6 +31,7 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
         "BaseModelClass": "pyrovi.model.base",
+        "CellAssign": "pyrovi.model.cellassign",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "ModelGraph": "pyrovi.model.graph",
         "PyroModel": "pyrovi.model.custom",

@@ -16,7 +16,7 @@ from pyrovi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from pyrovi.errors import DataError, ModelError
+from pyrovi.errors import ModelError
 from pyrovi.model import (
     abundance,
     denoised,
@@ -27,6 +27,7 @@ from pyrovi.model import (
     reference,
 )
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.setup import check_size_factor
 from pyrovi.module.vae import VAE
 
 
@@ -137,7 +138,7 @@ class SCVI(BaseModelClass):
             If the data are not raw counts, or a column is missing.
         """
         arguments = locals()
-        _check_size_factor(adata, size_factor_key)
+        check_size_factor(adata, size_factor_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
@@ -186,17 +187,3 @@ class SCVI(BaseModelClass):
     differential_abundance = abundance.differential_abundance
     load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
     prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
-
-
-def _check_size_factor(adata: AnnData, key: str | None) -> None:
-    """Size factors multiply the mean: they must be positive (other faults are the field's)."""
-    if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
-        return
-    values = adata.obs[key]
-    bad = np.flatnonzero(values <= 0)
-    if len(bad):
-        raise DataError(
-            f"adata.obs[{key!r}] holds {len(bad)} size factors that are not positive, the first "
-            f"for {values.index[bad[0]]!r} ({values.iloc[bad[0]]!s}). Expected positive numbers: "
-            "recompute them, or drop these rows."
-        )
