@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to, transforms
 
 from pyrovi.distributions._base import (
     CompactDistribution,
@@ -15,6 +16,20 @@ from pyrovi.distributions._base import (
     ParameterLike,
 )
 from pyrovi.distributions.log_pmf import log_normal_density
+
+
+class above(constraints.greater_than):  # noqa: N801  (torch names constraints so)
+    """Numbers above a bound, mapped from the real line by softplus instead of exp.
+
+    Densities with tails of a normal distribution above the bound keep them on the real line.
+    """
+
+
+@biject_to.register(above)
+@transform_to.register(above)
+def _softplus_above(constraint: above) -> transforms.Transform:
+    shift = transforms.AffineTransform(constraint.lower_bound, 1.0)
+    return transforms.ComposeTransform([transforms.SoftplusTransform(), shift])
 
 
 class TruncatedNormal(CompactDistribution):
@@ -62,7 +77,7 @@ class TruncatedNormal(CompactDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The numbers above the bound."""
-        return constraints.greater_than(self.low)
+        return above(self.low)
 
     def expand(self, batch_shape, _instance=None):  # type: ignore[no-untyped-def]
         """Return the same distribution with a larger batch shape; no parameter is copied."""
@@ -100,7 +115,7 @@ class TruncatedNormal(CompactDistribution):
     def _sample(self, shape: torch.Size) -> Tensor:
         loc, scale = self._parameters["loc"], self._parameters["scale"]
         # in double precision: far in the tail the mass above the bound is tiny
-        mass = torch.special.ndtr(((loc - self.low) / scale).double())
+        mass = 0.5 * torch.special.erfc((self.low - loc).double() / (scale * math.sqrt(2.0)))
         uniform = torch.rand(shape, dtype=torch.float64, device=loc.device)
         z = -torch.special.ndtri((uniform * mass).clamp(min=torch.finfo(torch.float64).tiny))
         value = loc + scale * z.to(loc.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.errors import DataError, ModelError, RegistryError
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.coords import model_coords
-from pyrovi.model.markers import check_markers
+from pyrovi.model.markers import Markers, marker_table
 from pyrovi.model.setup import check_size_factor
 from pyrovi.module.cellassign import CellAssignModule
 
@@ -42,8 +43,9 @@ class CellAssign(BaseModelClass):
     adata
         AnnData that was set up with :meth:`setup_anndata`, or a registry.
     cell_type_markers
-        Genes x cell types: 1 where a gene marks a type, else 0. One type may be without markers:
-        it stands for all other cells.
+        Genes x cell types: 1 where a gene marks a type, else 0 (or a CSV file of that; or a
+        dictionary ``{type: [gene, ...]}``). One type may be without markers: it stands for all
+        other cells.
     delta_min
         Least over-expression of a marker in its type: natural logarithm of the fold change.
     dirichlet_concentration, n_basis
@@ -84,7 +86,7 @@ class CellAssign(BaseModelClass):
     def __init__(
         self,
         adata: AnnData | dict[str, Any] | None = None,
-        cell_type_markers: pd.DataFrame | None = None,
+        cell_type_markers: Markers | None = None,
         registry: dict[str, Any] | None = None,
         delta_min: float = 2.0,
         dirichlet_concentration: float = 0.01,
@@ -92,12 +94,18 @@ class CellAssign(BaseModelClass):
         max_count: float | None = None,
         guide: str = "normal",
     ) -> None:
-        markers = check_markers(cell_type_markers)
+        if cell_type_markers is None:
+            raise DataError(
+                "CellAssign needs cell_type_markers: a table of marker genes x cell types with 1 "
+                "where a gene marks a type, else 0."
+            )
+        markers = marker_table(cell_type_markers)
         super().__init__(registry if adata is None else adata)
         self.cell_type_markers = markers
         self._read_only(list(markers.index))
         mean_total, base_expression, max_count = self._look_at_data(max_count)
-        self._init_arguments["max_count"] = max_count  # of the story: copies on other data keep it
+        self._init_arguments |= {"cell_type_markers": markers, "max_count": max_count}
+        # no file and no data can change them any more: copies on other data have the same story
         covariates = self._state(REGISTRY_KEYS.CAT_COVS_KEY)
         self.module = CellAssignModule(
             markers.to_numpy(),
@@ -214,7 +222,7 @@ class CellAssign(BaseModelClass):
     ) -> None:
         """Fit the model; see :func:`pyrovi.model.training.train`, whose options it takes.
 
-        By SVI the defaults are ``max_epochs=400``, ``batch_size=1024``, ``lr=0.03`` and
+        By SVI the defaults are ``max_epochs=400``, ``batch_size=1024``, ``lr=0.05`` and
         ``early_stopping=True`` (on ``elbo_validation``, with ``early_stopping_patience=15``), unless
         no cells are held out.
         """
@@ -256,7 +264,9 @@ class CellAssign(BaseModelClass):
         setup = {name: registry[name] for name in ("model_name", "setup_method_name")}
         setup["setup_args"] = {**registry["setup_args"], "genes": genes}
         reduced = AnnDataManager(fields, setup)
-        reduced.register_fields(manager.adata, write_id=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the setup has said it already
+            reduced.register_fields(manager.adata, write_id=False)
         self._adata_manager, self._registry = reduced, reduced.registry
 
     def _look_at_data(self, max_count: float | None) -> tuple[float, np.ndarray | None, float]:
@@ -302,7 +312,7 @@ class CellAssign(BaseModelClass):
 
 _DEFAULTS = {
     "batch_size": 1024,
-    "lr": 3e-2,
+    "lr": 5e-2,
     "early_stopping": True,
     "early_stopping_patience": 15,
 }

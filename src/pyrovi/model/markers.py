@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
 import numpy as np
 import pandas as pd
 
@@ -9,13 +13,18 @@ from pyrovi.data.containers import preview
 from pyrovi.errors import DataError
 
 
-def check_markers(markers: pd.DataFrame) -> pd.DataFrame:
+Markers: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
+"""A table of genes x cell types, the CSV file of one, or the marker genes of each type."""
+
+
+def marker_table(markers: Markers) -> pd.DataFrame:
     """A marker table with names as strings and entries 0 and 1, or an error.
 
     Parameters
     ----------
     markers
-        Genes x cell types.
+        Genes x cell types, with 1 where a gene marks a type, else 0; or a CSV file of such a table
+        with the genes in its first column; or type -> list of its marker genes.
 
     Returns
     -------
@@ -25,15 +34,11 @@ def check_markers(markers: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If it is no data frame, is empty, names a gene or type twice, has other entries than 0 and
+        If it is nothing of these, is empty, names a gene or type twice, has other entries than 0 and
         1 (or false and true), a gene that marks nothing, or types with the same markers (or more
         than one without any).
     """
-    if not isinstance(markers, pd.DataFrame):
-        raise DataError(
-            f"The markers are a {type(markers).__name__}. Expected a pandas.DataFrame of genes "
-            "(index) x cell types (columns) with 1 where a gene marks a type, else 0."
-        )
+    markers = _as_frame(markers)
     made = markers.set_axis(markers.index.astype(str), axis=0)
     made = made.set_axis(markers.columns.astype(str), axis=1)
     for what, names in (("gene", made.index), ("cell type", made.columns)):
@@ -62,6 +67,29 @@ def check_markers(markers: pd.DataFrame) -> pd.DataFrame:
             "none: cells of no other type.)"
         )
     return made
+
+
+def _as_frame(markers: Markers) -> pd.DataFrame:
+    if isinstance(markers, pd.DataFrame):
+        return markers
+    if isinstance(markers, str | Path):
+        if not Path(markers).is_file():
+            raise DataError(
+                f"There is no file {str(markers)!r} of markers. Expected a CSV file: genes in the "
+                "first column, then a column of zeros and ones for each cell type."
+            )
+        return pd.read_csv(markers, index_col=0)
+    if isinstance(markers, Mapping) and not any(isinstance(v, str) for v in markers.values()):
+        genes = list(dict.fromkeys(gene for listed in markers.values() for gene in listed))
+        return pd.DataFrame(
+            {kind: [int(gene in listed) for gene in genes] for kind, listed in markers.items()},
+            index=genes,
+        )
+    raise DataError(
+        f"The markers are {markers!r}. Expected a pandas.DataFrame of genes (index) x cell types "
+        "(columns) with 1 where a gene marks a type, else 0; or a dictionary of the marker genes "
+        "of each type, {type: [gene, ...]}; or a CSV file of such a table."
+    )
 
 
 def _check_entries(markers: pd.DataFrame) -> None:

@@ -19,6 +19,12 @@ from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.guides import make_guide
 from pyrovi.nn import one_hot
 
+_LARGEST_LOG_MU = 40.0
+"""Bound of the logarithm of a mean: delta is an exponential in an exponential."""
+
+_MOST_BASES = 14
+"""Largest number of basis functions whose sum does not overflow in single precision."""
+
 _SMALLEST_PHI = 1e-10
 """Added to the inverse dispersion: far from every centre the basis functions underflow."""
 
@@ -163,8 +169,8 @@ class CellAssignModule(PyroBaseModule):
                 dist.Categorical(pi),
                 infer={"enumerate": "parallel", "category_dim": "cell_type"},
             )
-            base = s.log() + beta_0 + covariates
-            mu = (base + Vindex(delta)[..., c, :]).exp()
+            log_mu = s.log() + beta_0 + covariates + Vindex(delta)[..., c, :]
+            mu = log_mu.clamp(max=_LARGEST_LOG_MU).exp()
             pyro.deterministic("mu", mu, event_dim=1)
             likelihood = NegativeBinomial(mu=mu, theta=self._phi(mu, log_a))
             pyro.sample("X", likelihood.to_event(1), obs=X)
@@ -185,14 +191,19 @@ class CellAssignModule(PyroBaseModule):
 
     def _phi(self, mu: Tensor, log_a: Tensor) -> Tensor:
         """Inverse dispersion at a mean."""
-        # in units of the distance of the centres, which then are 0, ..., B - 1, and b is 1/2
-        distance = self.max_count / (self.n_basis - 1)
-        t = mu.clamp(max=self.max_count) / distance
-        weights = log_a.exp().unbind(-1)
-        phi = torch.full_like(mu, _SMALLEST_PHI)
-        for i, a in enumerate(weights):
-            phi = phi + a[..., None] * (-0.5 * (t - i).square()).exp()
-        return phi
+        # In units of the distance of the centres, which then are 0, ..., B - 1, b is 1/2, and
+        # exp(-(t - i)^2 / 2) = exp(-t^2 / 2) exp(t)^i exp(-i^2 / 2): a polynomial in exp(t - m),
+        # with m the middle of the centres lest powers overflow, in the place of B exponentials.
+        last = self.n_basis - 1
+        t = mu.clamp(max=self.max_count) * (last / self.max_count)
+        i = torch.arange(self.n_basis, dtype=log_a.dtype, device=log_a.device)
+        middle = 0.5 * last
+        coefficients = (log_a - 0.5 * (i - middle).square())[..., None].exp()
+        r = (t - middle).exp()
+        phi = coefficients[..., last, :]
+        for power in range(last - 1, -1, -1):
+            phi = phi * r + coefficients[..., power, :]
+        return phi * (-0.5 * (t - middle).square() - middle * (t - middle)).exp() + _SMALLEST_PHI
 
     def _design(
         self, batch: Tensor | None, categorical: Tensor | None, continuous: Tensor | None
@@ -229,5 +240,5 @@ def _check_options(
     for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):
             raise ModelError(f"{name} must be a positive number, got {value!r}.")
-    if n_basis < 2:
-        raise ModelError(f"n_basis must be at least 2, got {n_basis!r}.")
+    if not 2 <= n_basis <= _MOST_BASES:
+        raise ModelError(f"n_basis must be between 2 and {_MOST_BASES}, got {n_basis!r}.")
