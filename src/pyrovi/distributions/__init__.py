@@ -18,6 +18,7 @@ from pyrovi.distributions.mixture import NegativeBinomialMixture
 from pyrovi.distributions.multinomial import Multinomial, log_multinomial_coefficient
 from pyrovi.distributions.negative_binomial import NegativeBinomial, Poisson
 from pyrovi.distributions.normal import Log1pNormal, Normal
+from pyrovi.distributions.truncated_normal import TruncatedNormal
 from pyrovi.distributions.zero_inflated import (
     ZeroInflatedGamma,
     ZeroInflatedLogNormal,
@@ -32,6 +33,7 @@ __all__ = [
     "NegativeBinomialMixture",
     "Normal",
     "Poisson",
+    "TruncatedNormal",
     "ZeroInflatedGamma",
     "ZeroInflatedLogNormal",
     "ZeroInflatedNegativeBinomial",

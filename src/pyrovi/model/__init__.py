@@ -9,6 +9,7 @@ from pyrovi._lazy import lazy_attributes
 if TYPE_CHECKING:
     from pyrovi.model.amortizedlda import AmortizedLDA
     from pyrovi.model.base import BaseModelClass
+    from pyrovi.model.cellassign import CellAssign
     from pyrovi.model.custom import PyroModel
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.factor_analysis import PPCA, FactorAnalysis
@@ -28,6 +29,7 @@ __all__ = [
     "TOTALVI",
     "AmortizedLDA",
     "BaseModelClass",
+    "CellAssign",
     "ElboEstimate",
     "FactorAnalysis",
     "HierarchicalGLM",
@@ -43,6 +45,7 @@ __getattr__, __dir__ = lazy_attributes(
     {
         "AmortizedLDA": "pyrovi.model.amortizedlda",
         "BaseModelClass": "pyrovi.model.base",
+        "CellAssign": "pyrovi.model.cellassign",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "FactorAnalysis": "pyrovi.model.factor_analysis",
         "LinearSCVI": "pyrovi.model.linearscvi",

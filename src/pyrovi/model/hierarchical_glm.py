@@ -26,7 +26,7 @@ from pyrovi.model.coords import model_coords
 from pyrovi.model.glm_design import check_identified, standardisation
 from pyrovi.model.glm_start import start_near_posterior
 from pyrovi.model.new_observations import predict_new
-from pyrovi.model.scvi import check_size_factor
+from pyrovi.model.setup import check_size_factor
 from pyrovi.model.training import note_options
 from pyrovi.model.training_data import training_batch_size
 from pyrovi.module.hierarchical_glm import NegativeBinomialGLMM

@@ -13,7 +13,8 @@ from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data.fields import LabelsWithUnlabeledObsField
 from pyrovi.errors import DataError, ModelError, RegistryError, TrainingError
 from pyrovi.model import label_prediction, training
-from pyrovi.model.scvi import SCVI, check_size_factor, count_fields
+from pyrovi.model.scvi import SCVI, count_fields
+from pyrovi.model.setup import check_size_factor
 from pyrovi.module.scanvae import SCANVAE
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pyrovi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from pyrovi.errors import DataError, ModelError
+from pyrovi.errors import ModelError
 from pyrovi.model import (
     abundance,
     denoised,
@@ -30,6 +30,7 @@ from pyrovi.model import (
     reference,
 )
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.setup import check_size_factor
 from pyrovi.module.vae import VAE
 
 
@@ -210,17 +211,3 @@ def count_fields(arguments: Mapping[str, Any], labels: CategoricalObsField) -> l
         CategoricalJointObsField(keys.CAT_COVS_KEY, arguments["categorical_covariate_keys"]),
         NumericalJointObsField(keys.CONT_COVS_KEY, arguments["continuous_covariate_keys"]),
     ]
-
-
-def check_size_factor(adata: AnnData, key: str | None) -> None:
-    """Size factors multiply the mean: they must be positive (other faults are the field's)."""
-    if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
-        return
-    values = adata.obs[key]
-    bad = np.flatnonzero(values <= 0)
-    if len(bad):
-        raise DataError(
-            f"adata.obs[{key!r}] holds {len(bad)} size factors that are not positive, the first "
-            f"for {values.index[bad[0]]!r} ({values.iloc[bad[0]]!s}). Expected positive numbers: "
-            "recompute them, or drop these rows."
-        )

@@ -10,10 +10,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pyrovi._constants import UUID_KEY
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import check_registry
-from pyrovi.errors import NotSetUpError, RegistryError
+from pyrovi.errors import DataError, NotSetUpError, RegistryError
 from pyrovi.model.minified_fields import minified_fields
 from pyrovi.module.minified import no_counts
 
@@ -176,3 +178,30 @@ def _replay(replay: _Replay) -> Iterator[_Replay]:
         yield replay
     finally:
         _REPLAY.reset(token)
+
+
+def check_size_factor(adata: AnyData, key: str | None) -> None:
+    """Refuse size factors that are not positive: they multiply the mean.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    key
+        Column of ``obs``; ``None`` for none. Other faults are found by its field.
+
+    Raises
+    ------
+    DataError
+        Naming the first that is not positive.
+    """
+    if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
+        return
+    values = adata.obs[key]
+    bad = np.flatnonzero(values <= 0)
+    if len(bad):
+        raise DataError(
+            f"adata.obs[{key!r}] holds {len(bad)} size factors that are not positive, the first "
+            f"for {values.index[bad[0]]!r} ({values.iloc[bad[0]]!s}). Expected positive numbers: "
+            "recompute them, or drop these rows."
+        )

@@ -29,7 +29,8 @@ from pyrovi.errors import DataError
 from pyrovi.model import expression, latent, minified, proteins, proteins_compared, reference
 from pyrovi.model.background import background_prior
 from pyrovi.model.base import BaseModelClass
-from pyrovi.model.scvi import SCVI, check_size_factor
+from pyrovi.model.scvi import SCVI
+from pyrovi.model.setup import check_size_factor
 from pyrovi.model.training import note_options
 from pyrovi.module.totalvae import TOTALVAE
 
