@@ -28,7 +28,7 @@ from pyrovi.errors import (
     TrainingError,
     UnseenCategoryError,
 )
-from pyrovi.model import SCANVI, SCVI, truth_of
+from pyrovi.model import SCANVI, SCVI
 
 SETUP = {
     "labels_key": "type",
@@ -103,7 +103,7 @@ def test_predictions_do_not_read_labels(model: SCANVI) -> None:
 
 def test_known_types_are_known(model: SCANVI) -> None:
     c = model.sample_posterior("c", num_samples=20)["c"].values
-    codes = model.get_from_registry("labels")[:, 0]
+    codes = model.adata_manager.get_from_registry("labels")[:, 0]
     known = codes < 3
     assert (c[:, known] == codes[known]).all()
     assert len(np.unique(c[:, ~known])) == 3
@@ -115,7 +115,7 @@ def test_what_scvi_gives(model: SCANVI) -> None:
     assert model.get_normalized_expression(n_samples=2).shape == (n, g)
     assert model.get_normalized_expression(n_samples=2, weights="importance").shape == (n, g)
     assert np.isfinite(model.get_elbo())
-    assert np.isfinite(model.get_marginal_ll(num_inner=20))
+    assert np.isfinite(model.get_marginal_ll(n_mc_samples=20))
     de = model.differential_expression(groupby="labels", group1="label_0", n_samples_overall=50)
     assert len(de)
     assert model.posterior_predictive(["X", "labels"], num_samples=2)["labels"].shape[:2] == (2, n)
@@ -244,3 +244,39 @@ def test_bad_input() -> None:
         SCANVI(adata)
     SCANVI.setup_anndata(adata, "type", "Unknown")  # which does not occur: all are labelled
     assert SCANVI(adata, n_hidden=8).module.n_labels == 4
+
+
+# ---------------------------------------------------------------------- calibration
+
+
+def log_loss(model: SCANVI, adata: anndata.AnnData, indices: Any) -> float:
+    soft = model.predict(indices=indices, soft=True, num_samples=50)
+    return -float(np.log([soft.loc[n, adata.obs["labels"][n]] for n in soft.index]).mean())
+
+
+def test_held_out_labels_cool_an_overfitted_classifier(tmp_path: Any) -> None:
+    adata = partly_labelled(batch_size=100)
+    labels = adata.obs["labels"].astype(str).to_numpy()
+    wrong = np.random.default_rng(2).random(adata.n_obs) < 0.3  # nobody can know these
+    labels[wrong] = np.random.default_rng(3).permutation(labels)[wrong]
+    adata.obs["labels"] = labels
+    adata.obs["type"] = np.where(adata.obs["type"] == "none", "none", labels)
+    model = scanvi(adata, epochs=0, n_hidden=64)
+    model.train(40, lr=5e-3, train_size=0.5, **QUICK)
+    temperature = model.module.temperature.item()
+    assert temperature > 1.2
+    held = np.intersect1d(model.validation_indices, np.flatnonzero(adata.obs["type"] != "none"))
+    losses = {temperature: log_loss(model, adata, held)}
+    for other in (1.0, 0.8 * temperature, 1.25 * temperature):
+        model.module.temperature.fill_(other)
+        losses[other] = log_loss(model, adata, held)
+    assert min(losses, key=losses.__getitem__) == temperature
+    assert losses[1.0] > losses[temperature] + 0.02
+    model.module.temperature.fill_(temperature)
+    model.save(tmp_path / "model")
+    assert pv.load(tmp_path / "model").module.temperature.item() == temperature
+    query = SCANVI.load_query_data(partly_labelled(seed=4), model)
+    query.train(1, **QUICK)
+    assert query.module.temperature.item() == temperature  # with the classifier of the reference
+    model.train(1, train_size=1.0, **QUICK)
+    assert model.module.temperature.item() == 1.0  # no held-out labels

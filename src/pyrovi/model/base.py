@@ -335,6 +335,12 @@ class BaseModelClass(ABC):
 
         return DataSplitter
 
+    def prepare_training(self) -> None:  # noqa: B027 (may be left as it is)
+        """What a subclass does before each fit by SVI, restarts included; nothing by default."""
+
+    def finish_training(self) -> None:  # noqa: B027 (may be left as it is)
+        """What a subclass does after each fit by SVI, such as to calibrate what it predicts."""
+
     # ------------------------------------------------------------------ what a user does
 
     data_registry = property(registry_access.data_registry)

@@ -26,7 +26,8 @@ class SCANVI(SCVI):
 
     The generative story and its symbols are those of :class:`~pyrovi.module.scanvae.SCANVAE`.
     Training adds the classification loss of the labelled cells
-    (:class:`~pyrovi.train.SemiSupervisedTrainingPlan`).
+    (:class:`~pyrovi.train.SemiSupervisedTrainingPlan`), and then calibrates the classifier by the
+    labels of the validation cells.
 
     Parameters
     ----------
@@ -232,6 +233,23 @@ class SCANVI(SCVI):
                 kwargs.get("datasplitter_kwargs") or {}
             )
         super().train(max_epochs, **kwargs)
+
+    def prepare_training(self) -> None:
+        """Classification losses are of logits as they are."""
+        if self._trains_classifier:
+            self.module.temperature.fill_(1.0)
+
+    def finish_training(self) -> None:
+        """Calibrate the classifier by the labels of the validation cells."""
+        if self._trains_classifier:
+            found = label_prediction.fit_temperature(self, self.validation_indices)
+            self.module.temperature.fill_(found)
+
+    @property
+    def _trains_classifier(self) -> bool:
+        """Not where it is that of a reference."""
+        module: Any = self.module
+        return any(p.requires_grad for p in module.c_given_z.parameters())
 
     predict = label_prediction.predict
 

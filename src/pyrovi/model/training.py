@@ -261,6 +261,7 @@ def train(
     model.test_indices = data.test_idx
     state = None
     model.module.use_posterior(None)  # queries are of the guide again
+    model.prepare_training()
     try:
         runner()
         state = runner.state
@@ -280,6 +281,7 @@ def train(
         model.is_trained = model.is_trained or epochs > 0
     model.to_device(runner.device)
     _fit_held_out_rows(model)
+    model.finish_training()
 
 
 def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, float]]) -> None:

@@ -43,6 +43,9 @@ class SCANVAE(VAE):
     type, so :math:`\varrho`, the share of labelled cells, moves no posterior; it lets the model
     simulate whole data sets.
 
+    The logits of the classifier are divided by a temperature: 1 in training, and then fitted to
+    held-out labels (Guo et al. 2017), as the classification loss makes it too sure of itself.
+
     Site ``z`` is :math:`z_n` of Xu et al. (:math:`z_1` of Kingma et al.), what scVI calls so;
     ``u`` is their :math:`u_n` (:math:`z_2`), what varies within a type; ``c`` is the type.
 
@@ -99,6 +102,7 @@ class SCANVAE(VAE):
                          **kwargs)  # fmt: skip
         self.site_dims |= {"u": ("u_dim",), "labels": ("labels_dim",)}
         self.register_buffer("label_rate", torch.tensor(float(label_rate)))
+        self.register_buffer("temperature", torch.tensor(1.0))
         batch_norm, layer_norm = (kwargs.get(f"use_{name}_norm") for name in ("batch", "layer"))
         of_encoder, of_decoder = (
             {
@@ -154,7 +158,7 @@ class SCANVAE(VAE):
         seen = self._seen(X, batch, extra_categorical_covs, extra_continuous_covs)
         with self.obs_plate():
             z = pyro.sample("z", self._posterior_of_z(seen))
-            logits = self._known_or(self.c_given_z(z), labels)
+            logits = self._known_or(self._type_logits(z), labels)
             c = pyro.sample("c", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
             pyro.sample("u", dist.Normal(*self.u_given_z_c(z, c[..., None])).to_event(1))
             self._guide_library(seen)
@@ -174,8 +178,7 @@ class SCANVAE(VAE):
             Shape ``(n, n_labels)``.
         """
         seen = self._seen(X, batch, extra_categorical_covs, extra_continuous_covs)
-        logits: Tensor = self.c_given_z(self._posterior_of_z(seen).rsample())
-        return logits
+        return self._type_logits(self._posterior_of_z(seen).rsample())
 
     # ------------------------------------------------------------------ its parts
 
@@ -185,6 +188,10 @@ class SCANVAE(VAE):
         types = torch.where(is_type > 0, self.label_rate.log(), _NEVER)
         none = (1 - self.label_rate).log().expand(*types.shape[:-1], 1)
         return dist.Categorical(logits=torch.cat([types, none], -1)[..., None, :]).to_event(1)
+
+    def _type_logits(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.c_given_z(z) / self.temperature
+        return logits
 
     def _known_or(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits of the classifier; those of a point mass for cells with a label."""
