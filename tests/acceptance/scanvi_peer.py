@@ -1,8 +1,8 @@
-"""The scvi-tools side of the acceptance of SCANVI: ``python scanvi_peer.py JOBS.json RESULTS.json``.
+"""The scvi-tools side of the acceptance of SCANVI: ``python scanvi_peer.py JOB.json``.
 
-Runs in the environment that ``tests/benchmarks/peers.py`` makes. A job is a file of counts, the
-columns of batches and labels, a seed and numbers of epochs; a result is the file with the
-probabilities of the labels.
+Runs in the environment that ``tests/benchmarks/peers.py`` makes. The job names a file of counts, a
+seed, numbers of epochs, and the columns of labels; for each of these the probabilities of the
+labels are written to a file.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ import anndata as ad
 import scvi
 import torch
 
-UNKNOWN = "Unknown"
 
-
-def fit(job: dict[str, Any]) -> Any:
-    """Probabilities of the labels of all cells, cells x labels."""
+def run(job: dict[str, Any]) -> None:
+    """Fit SCVI once, and SCANVI from it for each column of labels."""
     scvi.settings.seed = job["seed"]
     adata = ad.read_h5ad(job["data"])
     options = {"accelerator": "cpu", "enable_progress_bar": False}
-    scvi.model.SCVI.setup_anndata(adata, batch_key="donor", labels_key=job["labels_key"])
+    scvi.model.SCVI.setup_anndata(adata, batch_key=job["batch_key"])
     first = scvi.model.SCVI(adata)
     first.train(max_epochs=job["scvi_epochs"], **options)
-    model = scvi.model.SCANVI.from_scvi_model(first, unlabeled_category=UNKNOWN)
-    model.train(max_epochs=job["scanvi_epochs"], **options)
-    return model.predict(soft=True)
+    for column, result in job["results"].items():
+        model = scvi.model.SCANVI.from_scvi_model(first, job["unlabeled"], labels_key=column)
+        model.train(max_epochs=job["scanvi_epochs"], **options)
+        model.predict(soft=True).to_csv(result)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for one in json.loads(Path(sys.argv[1]).read_text()):
-        fit(one).to_csv(one["result"])
-        print(one["result"], flush=True)
+    run(json.loads(Path(sys.argv[1]).read_text()))

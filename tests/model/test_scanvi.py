@@ -28,7 +28,7 @@ from pyrovi.errors import (
     TrainingError,
     UnseenCategoryError,
 )
-from pyrovi.model import SCANVI, SCVI
+from pyrovi.model import SCANVI, SCVI, truth_of
 
 SETUP = {
     "labels_key": "type",
@@ -280,3 +280,59 @@ def test_held_out_labels_cool_an_overfitted_classifier(tmp_path: Any) -> None:
     assert query.module.temperature.item() == temperature  # with the classifier of the reference
     model.train(1, train_size=1.0, **QUICK)
     assert model.module.temperature.item() == 1.0  # no held-out labels
+
+
+# ---------------------------------------------------------------------- recovery
+
+
+def planted(n: int = 1200, n_genes: int = 15) -> SCANVI:
+    """A model whose types differ: means of z near -1.6, 0 and 1.6; counts of about one a gene."""
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(rng.poisson(5.0, (n, n_genes)).astype(np.float32))
+    adata.obs["type"] = rng.choice(["A", "B", "C", "none"], n, p=[0.2, 0.2, 0.2, 0.4])
+    adata.obs["size"] = 1.0  # which encoders do not see
+    SCANVI.setup_anndata(adata, "type", "none", size_factor_key="size")
+    options = {"use_batch_norm": "none", "gene_likelihood": "nb", "dropout_rate": 0.0}
+    model = SCANVI(adata, n_latent=1, n_hidden=32, **options)
+    module: Any = model.module
+    with torch.no_grad():
+        module.z_given_u_c.layers.layers[0].linear.weight[:3, 1:] = 4 * torch.eye(3)
+        module.z_given_u_c.mean_head.weight *= 2
+        module.z_given_u_c.mean_head.weight[0, :3] = torch.tensor([-0.4, 0.0, 0.4])
+        module.z_given_u_c.variance_head.bias.fill_(-1.5)
+        module.decoder.layers.layers[0].linear.weight *= 2.5
+        module.decoder.scale_head.weight *= 3
+        module.log_theta.fill_(2.0)
+    return model
+
+
+def test_cells_of_the_own_story_are_recovered() -> None:
+    """The networks of the story are given, so that z and u have a meaning; the guide is fitted."""
+    story = planted()
+    simulated = story.simulate(seed=1)
+    simulated = simulated[np.asarray(simulated.X.sum(axis=1)).ravel() > 0].copy()
+    truth = truth_of(simulated)
+    assert abs((simulated.obs["type"] == "none").mean() - 0.4) < 0.05  # labels, as in the story
+    c = truth["c"].values.astype(int)
+    known = (simulated.obs["type"] != "none").to_numpy()
+    np.testing.assert_array_equal(simulated.obs["type"][known], np.array(list("ABC"))[c[known]])
+    model = story.fresh_copy(simulated, seed=3)
+    of_story = ("z_given_u_c", "decoder", "log_theta")
+    given = {n: v for n, v in story.module.state_dict().items() if n.startswith(of_story)}
+    model.module.load_state_dict({**model.module.state_dict(), **given})
+    for name, parameter in model.module.named_parameters():
+        parameter.requires_grad_(not name.startswith(of_story))
+    plan = {"classification_ratio": 1.0, "lr_decay": 0.05, "n_epochs_kl_warmup": 0}
+    model.train(40, lr=0.01, batch_size=100, plan_kwargs=plan, **QUICK)
+    draws = model.sample_posterior(["z", "u"], num_samples=200)
+    for name in ("z", "u"):
+        low, high = np.quantile(draws[name].values, [0.05, 0.95], axis=0)
+        inside = (low <= truth[name].values) & (truth[name].values <= high)
+        assert 0.80 < inside.mean() < 0.97, (name, inside.mean())
+    soft = model.predict(soft=True).to_numpy()[~known]
+    right = soft.argmax(1) == c[~known]
+    assert right.mean() > 0.85
+    # as sure as it is right, to within the sampling error of the hits
+    assert abs(soft.max(1).mean() - right.mean()) < 3 * right.std() / len(right) ** 0.5 + 0.01
+    log_loss = -np.log(soft[np.arange(len(right)), c[~known]]).mean()
+    assert log_loss < 0.35

@@ -164,7 +164,7 @@ def test_labels_are_evidence() -> None:
     """Labelled cells have no part in the classifier, and the type of their label for certain."""
     module = scanvae()
     data = minibatch(torch.arange(N)[:, None] % C)
-    loss, parts = SVITrainingPlan(module).objective(data, 1.0)
+    loss, _ = SVITrainingPlan(module).objective(data, 1.0)
     loss.backward()
     moved = [p.grad for p in module.c_given_z.parameters() if p.grad is not None]
     assert all((grad == 0).all() for grad in moved)
