@@ -277,3 +277,24 @@ def test_wrong_options_of_lightning_and_models_are_one_message(run, data_file, t
         assert done.exit_code == 2, done.output
         assert "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_further_arguments_of_the_setup(run, data_file, tmp_path) -> None:
+    adata = anndata.read_h5ad(data_file)
+    labels = adata.obs["labels"].astype(str).to_numpy()
+    labels[::2] = "unknown"
+    adata.obs["partly"] = labels
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["train", tmp_path / "cells.h5ad", "--model", "SCANVI", "--labels-key", "partly"]
+    rest = ["-a", "n_hidden=8", "--max-epochs", 1, "--accelerator", "cpu", "--out"]
+    done = run(*words, "-s", "unlabeled_category=unknown", *rest, tmp_path / "model")
+    assert done.exit_code == 0, done.output
+    loaded = pv.load(tmp_path / "model", adata)
+    assert loaded.unlabeled_category == "unknown"
+    assert set(loaded.predict()) <= set(labels) - {"unknown"}
+    done = run(*words, "-s", "unlabelled=unknown", *rest, tmp_path / "other")
+    assert done.exit_code != 0
+    assert "does not take 'unlabelled'; it takes:" in str(done.exception) + done.output
+    done = run(*words, *rest, tmp_path / "other")
+    assert done.exit_code != 0
+    assert "unlabeled_category" in str(done.exception) + done.output

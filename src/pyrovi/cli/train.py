@@ -47,6 +47,15 @@ def train(
         list[str] | None,
         typer.Option(help="obs column to correct for; repeat for more.", rich_help_panel=_DATA),
     ] = None,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setup",
+            "-s",
+            help="Further argument of the class's setup_anndata, name=value; repeat for more.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     n_latent: Annotated[
         int | None, typer.Option(min=1, help="Latent dimensions.", rich_help_panel=_MODEL)
     ] = None,
@@ -110,6 +119,11 @@ def train(
     [cyan]$ pyrovi train cells.h5ad --layer counts --n-latent 20 -a gene_likelihood=nb \
 --early-stopping --out model[/cyan]
 
+    SCANVI, where the cells without a label are called "unknown":
+
+    [cyan]$ pyrovi train cells.h5ad --model SCANVI --labels-key cell_type \
+-s unlabeled_category=unknown --out model[/cyan]
+
     A class of your own, [italic]Factors[/italic] in my_models.py of this folder:
 
     [cyan]$ pyrovi train cells.h5ad --model my_models:Factors --out model[/cyan]
@@ -136,8 +150,9 @@ def train(
         "size_factor_key": size_factor_key,
         "categorical_covariate_keys": categorical_covariate or None,
         "continuous_covariate_keys": continuous_covariate or None,
+        **parse_arguments(setup or []),
     }
-    setup = accepted(cls.setup_anndata, columns, f"{cls.__name__}.setup_anndata")
+    setup_arguments = accepted(cls.setup_anndata, columns, f"{cls.__name__}.setup_anndata")
     options = {"n_latent": n_latent} | parse_arguments(argument or [])
     options = accepted(cls.__init__, options, cls.__name__)
     training: dict[str, Any] = {"lr": lr, "train_size": train_size}
@@ -145,7 +160,7 @@ def train(
 
     console = Console()
     adata = read_data(data, backed=backed)
-    cls.setup_anndata(adata, **setup)
+    cls.setup_anndata(adata, **setup_arguments)
     made = cls(adata, **options)
     console.print(
         f"Training [bold]{cls.__name__}[/bold] on {adata.n_obs:,} observations x "

@@ -91,8 +91,8 @@ def fit_temperature(model: BaseModelClass, indices: Any) -> float:
     .. math:: \hat T = \arg\max_{T \ge 1} \sum_n \log \frac1S \sum_s
               \mathrm{softmax}(\mathrm{logits}(z_n^{(s)}) / T)_{y_n}
 
-    Trained on labels, a classifier is too sure of itself, never the other way round: below 1 the
-    maximum would follow the noise of few held-out labels.
+    A classifier that knows its training labels by heart is too sure of itself. One that is not sure
+    enough needs more epochs: below 1 the maximum would follow the noise of few held-out labels.
 
     Parameters
     ----------

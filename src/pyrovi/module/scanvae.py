@@ -2,6 +2,7 @@ r"""SCANVAE: the model/guide pair of scANVI (Xu et al. 2021, Molecular Systems B
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -100,29 +101,22 @@ class SCANVAE(VAE):
             raise ModelError(f"label_rate must be between 0 and 1, got {label_rate}.")
         super().__init__(n_vars, n_batch, n_labels, n_hidden, n_latent, n_layers, dropout_rate,
                          **kwargs)  # fmt: skip
-        self.site_dims |= {"u": ("u_dim",), "labels": ("labels_dim",)}
+        self.site_dims = {**self.site_dims, "u": ("u_dim",), "labels": ("labels_dim",)}
         self.register_buffer("label_rate", torch.tensor(float(label_rate)))
         self.register_buffer("temperature", torch.tensor(1.0))
-        batch_norm, layer_norm = (kwargs.get(f"use_{name}_norm") for name in ("batch", "layer"))
-        of_encoder, of_decoder = (
-            {
-                "n_layers": n_layers,
-                "n_hidden": n_hidden,
-                "use_batch_norm": (batch_norm or "both") in (side, "both"),
-                "use_layer_norm": (layer_norm or "none") in (side, "both"),
-            }
-            for side in ("encoder", "decoder")
-        )
+        size: dict[str, Any] = {"n_layers": n_layers, "n_hidden": n_hidden}
+        of_encoder, of_decoder = (_normalisation(kwargs, of) for of in ("encoder", "decoder"))
         # Names without "encoder" and "decoder": a query of a reference leaves them as they are.
-        self.z_given_u_c = Encoder(n_latent, n_latent, [n_labels], dropout_rate=0.0, **of_decoder)
+        self.z_given_u_c = Encoder(
+            n_latent, n_latent, [n_labels], dropout_rate=0.0, **size, **of_decoder
+        )
         self.u_given_z_c = Encoder(
-            n_latent, n_latent, [n_labels], dropout_rate=dropout_rate, **of_encoder
+            n_latent, n_latent, [n_labels], dropout_rate=dropout_rate, **size, **of_encoder
         )
-        if linear_classifier:
-            of_encoder["n_layers"] = 0
         self.c_given_z = Classifier(
-            n_latent, n_labels=n_labels, dropout_rate=dropout_rate, logits=True, **of_encoder
-        )
+            n_latent, n_hidden, n_labels, 0 if linear_classifier else n_layers, dropout_rate,
+            logits=True, **of_encoder,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ the story
 
@@ -146,7 +140,7 @@ class SCANVAE(VAE):
                 extra_continuous_covs,
             )  # fmt: skip
 
-    def guide(
+    def guide(  # type: ignore[override]
         self,
         X: Tensor,
         batch: Tensor,
@@ -197,3 +191,11 @@ class SCANVAE(VAE):
         """Logits of the classifier; those of a point mass for cells with a label."""
         of_known = one_hot(labels, self.n_labels + 1, logits.dtype)[..., :-1]
         return torch.where(labels < self.n_labels, (1 - of_known) * _NEVER, logits)
+
+
+def _normalisation(options: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """Which layers to put into networks of the one side or the other."""
+    return {
+        "use_batch_norm": options.get("use_batch_norm", "both") in (of, "both"),
+        "use_layer_norm": options.get("use_layer_norm", "none") in (of, "both"),
+    }
