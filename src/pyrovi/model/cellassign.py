@@ -280,7 +280,11 @@ class CellAssign(BaseModelClass):
         totals = np.asarray(manager.get_from_registry(_TOTAL)) if has_totals else np.ones(1)
         sums, largest = np.zeros(self.summary_stats.n_vars), 0.0
         for batch in AnnDataLoader(manager, batch_size=4096):
-            s = batch[_TOTAL] / totals.mean() if has_totals else batch[REGISTRY_KEYS.SIZE_FACTOR_KEY]
+            s = (
+                batch[_TOTAL] / totals.mean()
+                if has_totals
+                else batch[REGISTRY_KEYS.SIZE_FACTOR_KEY]
+            )
             X = batch[REGISTRY_KEYS.X_KEY]
             sums += (X / s).sum(0).double().numpy()
             largest = max(largest, float(X.max()))
