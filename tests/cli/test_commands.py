@@ -128,7 +128,7 @@ def test_a_class_of_ones_own(run, data_file, tmp_path, monkeypatch) -> None:
     ("words", "message"),
     [
         (["nowhere.h5ad"], "There is no file 'nowhere.h5ad'"),
-        (["{data}", "--model", "SCVII"], "There is no model class 'SCVII'. pyrovi has: SCVI"),
+        (["{data}", "--model", "SCVII"], "There is no model class 'SCVII'. pyrovi has: PPCA"),
         (["{data}", "--batch-key", "donor"], "donor"),
         (["{data}", "--layer", "raw"], "raw"),
         (["{data}", "-a", "n_hidden"], "name=value, e.g. n_layers=2; got 'n_hidden'"),

@@ -105,11 +105,11 @@ class TruncatedNormal(CompactDistribution):
         bound = (self.low - self.loc) / self.scale
         zero = torch.zeros_like(bound)
         log_density = log_normal_density(bound, zero, zero + 1)
-        return (log_density - torch.special.log_ndtr(-bound)).exp()
+        return (log_density - _log_ndtr(-bound)).exp()
 
     def _log_prob(self, value: Tensor) -> Tensor:
         loc, scale = self._parameters["loc"], self._parameters["scale"]
-        log_mass = torch.special.log_ndtr((loc - self.low) / scale)
+        log_mass = _log_ndtr((loc - self.low) / scale)
         return log_normal_density(value, loc, scale) - log_mass
 
     def _sample(self, shape: torch.Size) -> Tensor:
@@ -121,3 +121,11 @@ class TruncatedNormal(CompactDistribution):
         value = loc + scale * z.to(loc.dtype)
         least = torch.nextafter(loc.new_tensor(self.low), loc.new_tensor(torch.inf))
         return torch.maximum(value, least)
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """Logarithm of the standard normal distribution function, of functions that vmap knows."""
+    negative = x.clamp(max=0.0)
+    below = torch.special.erfcx(-negative / math.sqrt(2.0)).log() - 0.5 * negative.square()
+    above = torch.log1p(-0.5 * torch.special.erfc(x.clamp(min=0.0) / math.sqrt(2.0)))
+    return torch.where(x < 0, below - math.log(2.0), above)

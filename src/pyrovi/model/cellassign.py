@@ -223,12 +223,14 @@ class CellAssign(BaseModelClass):
         """Fit the model; see :func:`pyrovi.model.training.train`, whose options it takes.
 
         By SVI the defaults are ``max_epochs=400``, ``batch_size=1024``, ``lr=0.05`` and
-        ``early_stopping=True`` (on ``elbo_validation``, with ``early_stopping_patience=15``), unless
-        no cells are held out.
+        ``early_stopping=True`` (on ``elbo_validation``, with ``early_stopping_patience=15``); with
+        ``train_size=1`` it is ``early_stopping="elbo"``, which needs no cells held out.
         """
         if method == "svi":
             max_epochs = 400 if max_epochs is None else max_epochs
             options = {**_DEFAULTS, **options}
+            if options.get("train_size") == 1 and "early_stopping_monitor" not in options:
+                options["early_stopping"] = options["early_stopping"] and "elbo"
         super().train(max_epochs, method=method, **options)
 
     def coords(  # type: ignore[override]

@@ -12,7 +12,8 @@ import pandas as pd
 from pyrovi.data.containers import preview
 from pyrovi.errors import DataError
 
-Markers: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
+
+Markers: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str
 """A table of genes x cell types, the CSV file of one, or the marker genes of each type."""
 
 
@@ -71,7 +72,7 @@ def marker_table(markers: Markers) -> pd.DataFrame:
 def _as_frame(markers: Markers) -> pd.DataFrame:
     if isinstance(markers, pd.DataFrame):
         return markers
-    if isinstance(markers, str | Path):
+    if isinstance(markers, str):
         if not Path(markers).is_file():
             raise DataError(
                 f"There is no file {str(markers)!r} of markers. Expected a CSV file: genes in the "
@@ -96,7 +97,7 @@ def _check_entries(markers: pd.DataFrame) -> None:
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise DataError(
-            f"The marker table holds {markers.iloc[row, column]!r} for gene "
+            f"The marker table holds {markers.iloc[row, column]!s} for gene "
             f"{markers.index[row]!r} and cell type {markers.columns[column]!r}. Expected 1 where "
             "a gene marks a type, and 0 elsewhere."
         )
