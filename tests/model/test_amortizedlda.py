@@ -203,7 +203,6 @@ def test_bad_input(simulated):
     fractions = anndata.AnnData(np.full((4, 3), 0.5, np.float32))
     with pytest.raises(DataError, match=r"count|integer"):
         AmortizedLDA.setup_anndata(fractions)
-        AmortizedLDA(fractions).train(1)
     with pytest.raises(ModelError, match="n_topics"):
         AmortizedLDA(simulated, n_topics=1)
     untrained = AmortizedLDA(simulated, n_topics=2)

@@ -176,10 +176,9 @@ def test_new_data_in_any_order(trained: CellAssign) -> None:
     )
     with pytest.raises(RegistryError, match=r"lack 1 of the 16 variables .*'b1'"):
         trained.predict(adata[:, adata.var_names != "b1"].copy())
-    with pytest.raises(RegistryError, match=r"extra 1: 'new'.*sums of adata.X are of all variables"):
-        more = anndata.concat([adata, anndata.AnnData(
-            np.ones((adata.n_obs, 1), np.float32), obs=adata.obs[[]],
-            var=pd.DataFrame(index=["new"]))], axis=1)  # fmt: skip
+    ones, var = np.ones((adata.n_obs, 1), np.float32), pd.DataFrame(index=["new"])
+    more = anndata.concat([adata, anndata.AnnData(ones, obs=adata.obs[[]], var=var)], axis=1)
+    with pytest.raises(RegistryError, match=r"extra 1: 'new'.*sums of adata\.X are of all"):
         trained.predict(more)
 
 
@@ -236,7 +235,8 @@ def test_marker_tables_from_lists_and_files(tmp_path: Path) -> None:
     CellAssign.setup_anndata(adata)
     listed = {t: list(MARKERS.index[MARKERS[t] > 0]) for t in TYPES}
     MARKERS.to_csv(tmp_path / "markers.csv")
-    for table in (listed, str(tmp_path / "markers.csv"), MARKERS.astype(bool), MARKERS.astype(float)):
+    file = str(tmp_path / "markers.csv")
+    for table in (listed, file, MARKERS.astype(bool), MARKERS.astype(float)):
         model = CellAssign(adata, table)
         pd.testing.assert_frame_equal(model.cell_type_markers, MARKERS)
     (tmp_path / "markers.csv").unlink()
@@ -345,7 +345,8 @@ def test_workflow(trained: CellAssign) -> None:
     assert list(idata.posterior["pi"].coords["cell_type"].values) == TYPES
     assert "b2 in B" in idata.posterior.coords["marker"].values
     summary = trained.summary("pi", num_samples=100)
-    error = summary["mean"].to_numpy() - trained.adata.obs["type"].value_counts(normalize=True)[TYPES]
+    shares = trained.adata.obs["type"].value_counts(normalize=True)[TYPES]
+    error = summary["mean"].to_numpy() - shares
     assert error.abs().max() < 0.06
     drawn = trained.posterior_predictive("X", num_samples=20, reduce="mean")["X"]
     assert drawn.shape == (trained.adata.n_obs, 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from pyrovi.distributions._base import (
 from pyrovi.distributions.log_pmf import log_normal_density
 
 
-class above(constraints.greater_than):  # noqa: N801  (torch names constraints so)
+class above(constraints.greater_than):
     """Numbers above a bound, mapped from the real line by softplus instead of exp.
 
     Densities with tails of a normal distribution above the bound keep them on the real line.
@@ -96,7 +96,7 @@ class TruncatedNormal(CompactDistribution):
         hazard, bound = self._hazard(), (self.low - self.loc) / self.scale
         return self.scale.square() * (1 + hazard * (bound - hazard))
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw values, differentiable in the parameters, of ``sample_shape + batch_shape``."""
         return self._sample(self._extended_shape(sample_shape))
 

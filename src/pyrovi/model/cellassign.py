@@ -35,8 +35,8 @@ class CellAssign(BaseModelClass):
     """Probabilities of cell types for each cell, from a table of marker genes.
 
     The generative story and its symbols are those of
-    :class:`~pyrovi.module.cellassign.CellAssignModule`. Only the marker genes are read: the data may
-    have others, and in any order.
+    :class:`~pyrovi.module.cellassign.CellAssignModule`. Only the marker genes are read: the data
+    may have others, and in any order.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ class CellAssign(BaseModelClass):
     Notes
     -----
     Training maximises a bound on the marginal likelihood, with the types summed out exactly. The
-    loss of the implementation in scvi-tools is the expected complete-data likelihood, with gradients
-    also through the responsibilities and without their entropy: neither an EM step nor the marginal
-    likelihood.
+    loss of the implementation in scvi-tools is the expected complete-data likelihood, with
+    gradients also through the responsibilities and without their entropy: neither an EM step nor
+    the marginal likelihood.
 
     References
     ----------
@@ -215,7 +215,8 @@ class CellAssign(BaseModelClass):
         found = self.discrete_marginals(
             "c", adata, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
         )
-        return found["c"].to_pandas().rename_axis(index=None, columns=None)
+        table: pd.DataFrame = found["c"].to_pandas()
+        return table.rename_axis(None).rename_axis(None, axis=1)
 
     def train(  # type: ignore[override]
         self, max_epochs: int | None = None, *, method: str = "svi", **options: Any

@@ -12,7 +12,6 @@ import pandas as pd
 from pyrovi.data.containers import preview
 from pyrovi.errors import DataError
 
-
 Markers: TypeAlias = pd.DataFrame | Mapping[str, Sequence[str]] | str
 """A table of genes x cell types, the CSV file of one, or the marker genes of each type."""
 
@@ -34,9 +33,9 @@ def marker_table(markers: Markers) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If it is nothing of these, is empty, names a gene or type twice, has other entries than 0 and
-        1 (or false and true), a gene that marks nothing, or types with the same markers (or more
-        than one without any).
+        If it is nothing of these, is empty, names a gene or type twice, has other entries than 0
+        and 1 (or false and true), a gene that marks nothing, or types with the same markers (or
+        more than one without any).
     """
     markers = _as_frame(markers)
     made = markers.set_axis(markers.index.astype(str), axis=0)

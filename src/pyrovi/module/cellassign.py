@@ -1,4 +1,4 @@
-r"""CellAssignModule: the model/guide pair of CellAssign (Zhang et al. 2019, Nat. Methods 16:1007)."""
+r"""CellAssignModule: the pair of CellAssign (Zhang et al. 2019, Nature Methods 16:1007)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _MOST_BASES = 14
 """Largest number of basis functions whose sum does not overflow in single precision."""
 
 _SMALLEST_PHI = 1e-10
+
+_SUMMED: Any = {"enumerate": "parallel", "category_dim": "cell_type"}
 """Added to the inverse dispersion: far from every centre the basis functions underflow."""
 
 
@@ -164,11 +166,7 @@ class CellAssignModule(PyroBaseModule):
         log_a = pyro.sample("log_a", dist.Normal(X.new_zeros(self.n_basis), 2.0).to_event(1))
         s = total / self.mean_total if size_factor is None else size_factor
         with self.obs_plate():
-            c = pyro.sample(
-                "c",
-                dist.Categorical(pi),
-                infer={"enumerate": "parallel", "category_dim": "cell_type"},
-            )
+            c = pyro.sample("c", dist.Categorical(pi), infer=_SUMMED)
             log_mu = s.log() + beta_0 + covariates + Vindex(delta)[..., c, :]
             mu = log_mu.clamp(max=_LARGEST_LOG_MU).exp()
             pyro.deterministic("mu", mu, event_dim=1)
@@ -212,7 +210,10 @@ class CellAssignModule(PyroBaseModule):
         if not self.n_covariates:
             return None
         dtype = self.mean_total.dtype
-        columns = [] if self.n_batch == 1 else [one_hot(batch, self.n_batch, dtype)[..., 1:]]
+        columns = []
+        if self.n_batch > 1:
+            assert batch is not None
+            columns.append(one_hot(batch, self.n_batch, dtype)[..., 1:])
         codes = () if categorical is None else categorical.split(1, dim=-1)
         for code, n in zip(codes, self.n_cats_per_cov, strict=True):
             columns.append(one_hot(code, n, dtype)[..., 1:])

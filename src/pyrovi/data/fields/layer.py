@@ -200,8 +200,8 @@ class TotalField(LayerField):
     in place of the sums of the simulated values, which are another covariate, and one that knows of
     the noise. Remove the column to have sums again.
 
-    Data to be transferred to need the variables of the source, in any order, unless they carry sums:
-    those of more or fewer variables would be other covariates.
+    Data to be transferred to need the variables of the source, in any order, unless they carry
+    sums: those of more or fewer variables would be other covariates.
     """
 
     def __init__(
