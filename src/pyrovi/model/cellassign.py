@@ -215,7 +215,7 @@ class CellAssign(BaseModelClass):
         found = self.discrete_marginals(
             "c", adata, indices, num_samples=num_samples, batch_size=batch_size, seed=seed
         )
-        table: pd.DataFrame = found["c"].to_pandas()
+        table: Any = found["c"].to_pandas()
         return table.rename_axis(None).rename_axis(None, axis=1)
 
     def train(  # type: ignore[override]

@@ -64,7 +64,8 @@ def get_latent_representation(
         reduce=_mean_on_simplex,
         seed=seed,
     )["h_theta"]
-    return draws.to_pandas().rename_axis(None, axis=1)
+    table: Any = draws.to_pandas()
+    return table.rename_axis(None, axis=1)
 
 
 def get_feature_by_topic(
@@ -86,7 +87,8 @@ def get_feature_by_topic(
     draws = model.sample_posterior(
         "h_beta", num_samples=num_samples, reduce=_mean_on_simplex, seed=seed
     )["h_beta"]
-    return draws.to_pandas().T.rename_axis(None, axis=1)
+    table: Any = draws.to_pandas()
+    return table.T.rename_axis(None, axis=1)
 
 
 def get_perplexity(

@@ -26,9 +26,9 @@ _MOST_BASES = 14
 """Largest number of basis functions whose sum does not overflow in single precision."""
 
 _SMALLEST_PHI = 1e-10
+"""Added to the inverse dispersion: far from every centre the basis functions underflow."""
 
 _SUMMED: Any = {"enumerate": "parallel", "category_dim": "cell_type"}
-"""Added to the inverse dispersion: far from every centre the basis functions underflow."""
 
 
 class CellAssignModule(PyroBaseModule):
