@@ -1,4 +1,4 @@
-"""Multinomial with a total for each row: its mass against SciPy's, its draws against their moments."""
+"""Multinomial with a total for each row: mass against SciPy's, draws against their moments."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ def test_log_joint_is_scipys():
     np.testing.assert_allclose(trace.nodes["beta"]["value"], beta, rtol=1e-5)
     np.testing.assert_allclose(trace.nodes["theta"]["value"], theta, rtol=1e-5)
     x, p = data["X"].numpy(), theta @ beta
-    likelihood = [stats.multinomial(int(r.sum()), q / q.sum()).logpmf(r) for r, q in zip(x, p, strict=True)]
+    likelihood = [
+        stats.multinomial(int(r.sum()), q / q.sum()).logpmf(r) for r, q in zip(x, p, strict=True)
+    ]
     a = np.array(alpha)
     mean = np.log(a) - np.log(a).mean()
     sd = np.sqrt((1 - 2 / K) / a + (1 / a).sum() / K**2)
@@ -59,7 +61,7 @@ def test_log_joint_is_scipys():
 
 
 def test_laplace_approximation_is_that_of_the_dirichlet_density():
-    """Mode and curvature of the density of ``softmax(h)``, with a weak prior on the sum of ``h``."""
+    """Mode and curvature of the density of ``softmax(h)``; a weak prior is on the sum of ``h``."""
     a = torch.tensor([0.7, 2.0, 5.0, 1.5], dtype=torch.float64)
 
     def log_density(h):
@@ -80,7 +82,9 @@ def test_minibatch_elbo_is_unbiased():
 
     def loss(rows: list[int] | None, seed: int) -> float:
         torch.manual_seed(seed)
-        return float(module.default_elbo().loss(module.run_model, module.run_guide, minibatch(rows)))
+        return float(
+            module.default_elbo().loss(module.run_model, module.run_guide, minibatch(rows))
+        )
 
     parts = [np.mean([loss([i, i + 1], s) for i in (0, 2, 4)]) for s in range(300)]
     whole = [loss(None, s) for s in range(300, 600)]

@@ -64,7 +64,9 @@ def get_latent_representation(
         reduce=_mean_on_simplex,
         seed=seed,
     )["h_theta"]
-    return draws.to_pandas().rename_axis(columns=None)
+    return pd.DataFrame(
+        draws.to_numpy(), index=pd.Index(draws["obs"].to_numpy()), columns=topic_names(model)
+    )
 
 
 def get_feature_by_topic(
@@ -86,7 +88,9 @@ def get_feature_by_topic(
     draws = model.sample_posterior(
         "h_beta", num_samples=num_samples, reduce=_mean_on_simplex, seed=seed
     )["h_beta"]
-    return draws.to_pandas().T.rename_axis(columns=None)
+    return pd.DataFrame(
+        draws.to_numpy().T, index=pd.Index(draws["var"].to_numpy()), columns=topic_names(model)
+    )
 
 
 def get_perplexity(
@@ -157,8 +161,8 @@ def get_completion_perplexity(
         \exp\Big( -\frac{\sum_{ng} x^{(2)}_{ng} \log \mathrm{E}[(\theta_n \beta)_g \mid x^{(1)}_n]}
         {\sum_{ng} x^{(2)}_{ng}} \Big)
 
-    It is no bound, so it compares models whose bounds are of different tightness, and implementations
-    of LDA with one another.
+    It is no bound, so it compares models whose bounds are of different tightness, and
+    implementations of LDA with one another.
 
     Parameters
     ----------
