@@ -1,4 +1,4 @@
-"""Multinomial with a total for each row: its mass is SciPy's, its draws have their moments."""
+"""Multinomial with a total for each row: mass against SciPy's, draws against their moments."""
 
 from __future__ import annotations
 

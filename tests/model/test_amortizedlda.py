@@ -101,7 +101,8 @@ def test_perplexity_is_one_where_nothing_is_uncertain():
     X = np.zeros((20, 3), np.float32)
     X[:, 0] = 500
     adata = anndata.AnnData(X)
-    AmortizedLDA.setup_anndata(adata)
+    with pytest.warns(UserWarning, match="without a single count"):
+        AmortizedLDA.setup_anndata(adata)
     model = AmortizedLDA(adata, n_topics=2)
     model.train(300, train_size=1.0, lr=0.1)
     assert model.get_perplexity() == pytest.approx(1.0, abs=0.03)
@@ -201,7 +202,7 @@ def test_restarts_and_local_fit_work(simulated):
 
 def test_bad_input(simulated):
     fractions = anndata.AnnData(np.full((4, 3), 0.5, np.float32))
-    with pytest.raises(DataError, match=r"count|integer"):
+    with pytest.raises(DataError, match="count"):
         AmortizedLDA.setup_anndata(fractions)
     with pytest.raises(ModelError, match="n_topics"):
         AmortizedLDA(simulated, n_topics=1)

@@ -61,7 +61,7 @@ def test_log_joint_is_scipys():
 
 
 def test_laplace_approximation_is_that_of_the_dirichlet_density():
-    """Mode and curvature of the density of ``softmax(h)``, with a prior on the sum of ``h``."""
+    """Mode and curvature of the density of ``softmax(h)``; a weak prior is on the sum of ``h``."""
     a = torch.tensor([0.7, 2.0, 5.0, 1.5], dtype=torch.float64)
 
     def log_density(h):

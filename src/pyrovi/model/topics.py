@@ -64,8 +64,9 @@ def get_latent_representation(
         reduce=_mean_on_simplex,
         seed=seed,
     )["h_theta"]
-    table: Any = draws.to_pandas()
-    return table.rename_axis(None, axis=1)
+    return pd.DataFrame(
+        draws.to_numpy(), index=pd.Index(draws["obs"].to_numpy()), columns=topic_names(model)
+    )
 
 
 def get_feature_by_topic(
@@ -87,8 +88,9 @@ def get_feature_by_topic(
     draws = model.sample_posterior(
         "h_beta", num_samples=num_samples, reduce=_mean_on_simplex, seed=seed
     )["h_beta"]
-    table: Any = draws.to_pandas()
-    return table.T.rename_axis(None, axis=1)
+    return pd.DataFrame(
+        draws.to_numpy().T, index=pd.Index(draws["var"].to_numpy()), columns=topic_names(model)
+    )
 
 
 def get_perplexity(

@@ -76,9 +76,9 @@ class LDA(PyroBaseModule):
     Notes
     -----
     Differences from scvi-tools' ``AmortizedLDA``: there the encoder's scale serves as a variance
-    while results report another; the encoder sees raw counts; the topics start at their prior,
-    whose standard deviation is larger than 4 with 20 topics; and the likelihood lacks the
-    multinomial coefficient, so that it is no distribution.
+    while results report another; the encoder sees raw counts; the scales of the topics start at
+    their prior, whose standard deviation is larger than 4 with 20 topics; and the likelihood lacks
+    the multinomial coefficient, so that it is no distribution of the counts.
 
     References
     ----------
