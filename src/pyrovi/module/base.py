@@ -84,6 +84,9 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         (``"var"``, ``"obs"``, ``"batch"``, ...) take their coordinates from the registry.
     dim_fields
         Name of a dimension -> registry key of the field whose columns (or categories) it is along.
+    warmed_up
+        Observed sites whose likelihood comes in with the KL terms during the warm-up, because latents
+        that explain them too well without their KL terms would not be found again.
     follows_interventions
         Local latent sites that the guide draws given covariates and latents before them, and that
         are to differ under other covariates. An intervention keeps all other latents, and draws
@@ -97,6 +100,7 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
 
     site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
     dim_fields: Mapping[str, str] = MappingProxyType({})
+    warmed_up: tuple[str, ...] = ()
     follows_interventions: tuple[str, ...] = ()
     _ledger: SiteLedger | None = None
     _needs_context = False
