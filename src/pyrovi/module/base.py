@@ -85,8 +85,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     dim_fields
         Name of a dimension -> registry key of the field whose columns (or categories) it is along.
     warmed_up
-        Observed sites whose likelihood comes in with the KL terms during the warm-up, because latents
-        that explain them too well without their KL terms would not be found again.
+        Observed sites whose likelihood comes in with the KL terms during the warm-up, because
+        latents without KL terms would explain them too well, and go on doing so.
     follows_interventions
         Local latent sites that the guide draws given covariates and latents before them, and that
         are to differ under other covariates. An intervention keeps all other latents, and draws
