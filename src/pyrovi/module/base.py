@@ -85,6 +85,9 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         (``"var"``, ``"obs"``, ``"batch"``, ...) take their coordinates from the registry.
     dim_fields
         Name of a dimension -> registry key of the field whose columns (or categories) it is along.
+    warmed_up
+        Observed sites whose likelihood comes in with the KL terms during the warm-up, because
+        latents without KL terms would explain them too well, and go on doing so.
     follows_interventions
         Local latent sites that the guide draws given covariates and latents before them, and that
         are to differ under other covariates. An intervention keeps all other latents, and draws
@@ -100,6 +103,7 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     default_lr: float = 1e-3
     """Learning rate that training by SVI uses unless told otherwise."""
     dim_fields: Mapping[str, str] = MappingProxyType({})
+    warmed_up: tuple[str, ...] = ()
     follows_interventions: tuple[str, ...] = ()
     _ledger: SiteLedger | None = None
     _needs_context = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,6 +119,26 @@ def elbo_parts(
         name: sum(part, torch.zeros((), device=device)) * scale for name, part in terms.items()
     }
     return {"elbo": sum(parts.values(), torch.zeros((), device=device)), **parts}
+
+
+def log_likelihood(
+    traces: list[TracePair], sites: Collection[str], n_obs: int, elbo: ELBO
+) -> Tensor:
+    """Un-annealed log likelihood of some observed sites, per observation, mean of particles.
+
+    Parameters
+    ----------
+    traces, n_obs, elbo
+        As in :func:`elbo_parts`.
+    sites
+        Names of the sites.
+    """
+    total: Any = 0.0
+    for model, guide in traces:
+        expectation = _expectation_of(guide, elbo.max_plate_nesting)
+        total = total + sum(expectation(_log_density(model.nodes[name])) for name in sites)
+    result: Tensor = total / (elbo.num_particles * n_obs)
+    return result
 
 
 def enumerated_parts(

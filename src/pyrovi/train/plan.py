@@ -28,6 +28,7 @@ from pyrovi.train.metrics import (
     TracePair,
     elbo_parts,
     enumerated_parts,
+    log_likelihood,
     record_traces,
     reparametrised,
     run_pair,
@@ -234,6 +235,8 @@ class SVITrainingPlan(pl.LightningModule):
         if reparametrised(traces):
             kl = parts["kl_local"] + parts["kl_global"]
             loss = parts["reconstruction_loss"] + weight * kl
+            if weight != 1 and module.warmed_up:
+                loss = loss + (1 - weight) * log_likelihood(traces, module.warmed_up, n_obs, elbo)
         else:
             loss = surrogate_loss(traces, elbo) / n_obs
         return loss, {name: part.detach() for name, part in parts.items()}, traces
@@ -241,7 +244,9 @@ class SVITrainingPlan(pl.LightningModule):
     def _annealed(self, weight: float) -> AbstractContextManager[Any]:
         """Weight the KL terms of the model and guide that run inside."""
         summed_out = self.module.ledger.names(Role.ENUMERATED)
-        return nullcontext() if weight == 1 else AnnealKL(weight, summed_out)
+        if weight == 1:
+            return nullcontext()
+        return AnnealKL(weight, summed_out, self.module.warmed_up)
 
     def _parts(
         self, elbo: ELBO, traces: list[Any], minibatch: Minibatch, loss: Tensor
