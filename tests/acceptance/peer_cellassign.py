@@ -1,7 +1,7 @@
 """CellAssign of scvi-tools: ``python peer_cellassign.py DATA.h5ad MARKERS.csv SEEDS OUT.json``.
 
-The data have size factors in ``obs["s"]``. Writes the probabilities of the types (cells x types) for
-each seed, and the seconds and epochs of the fit.
+The data have size factors in ``obs["s"]``. Writes the probabilities of the types (cells x types)
+for each seed, and the seconds and epochs of the fit.
 """
 
 from __future__ import annotations

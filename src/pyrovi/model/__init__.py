@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.factor_analysis import PPCA, FactorAnalysis
     from pyrovi.model.graph import ModelGraph
-    from pyrovi.model.hierarchical_glm import HierarchicalGLM
     from pyrovi.model.linearscvi import LinearSCVI
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scanvi import SCANVI
@@ -32,7 +31,6 @@ __all__ = [
     "CellAssign",
     "ElboEstimate",
     "FactorAnalysis",
-    "HierarchicalGLM",
     "LinearSCVI",
     "ModelGraph",
     "PyroModel",
@@ -49,7 +47,6 @@ __getattr__, __dir__ = lazy_attributes(
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "FactorAnalysis": "pyrovi.model.factor_analysis",
         "LinearSCVI": "pyrovi.model.linearscvi",
-        "HierarchicalGLM": "pyrovi.model.hierarchical_glm",
         "ModelGraph": "pyrovi.model.graph",
         "PPCA": "pyrovi.model.factor_analysis",
         "PyroModel": "pyrovi.model.custom",

@@ -93,7 +93,7 @@ class AmortizedLDA(BaseModelClass):
         cls.register(adata, [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True)], arguments)
 
     def _log_frequencies(self) -> np.ndarray | None:
-        """Overall log frequencies of the genes; ``None`` without data (a file then has the rest)."""
+        """Overall log frequencies of the genes; ``None`` without data: those of the file to come."""
         if self._adata_manager is None:
             return None
         counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)

@@ -58,10 +58,10 @@ def marker_table(markers: Markers) -> pd.DataFrame:
             f"Genes of the marker table mark no cell type: {preview(idle)}. They would tell "
             "nothing: drop their rows, `markers[markers.any(axis=1)]`."
         )
-    repeated = made.columns[made.T.duplicated(keep=False).to_numpy()]
-    if len(repeated):
+    alike = made.columns[made.T.duplicated(keep=False).to_numpy()]
+    if len(alike):
         raise DataError(
-            f"Cell types have the same markers as another: {preview(repeated)}. No model could "
+            f"Cell types have the same markers as another: {preview(alike)}. No model could "
             "tell them apart: merge them, or give them markers of their own. (One type may have "
             "none: cells of no other type.)"
         )
