@@ -53,8 +53,10 @@ class CellAssign(BaseModelClass):
     max_count
         Centre of the last basis function; ``None`` for the largest count of the data.
     guide
-        Family of the guide of the parameters: ``"normal"``, ``"lowrank"``, ``"mvn"``, ``"delta"``,
-        ... (see :func:`~pyrovi.module.make_guide`).
+        Family of the guide of the parameters (see :func:`~pyrovi.module.make_guide`). Base
+        expression and over-expression of a gene are correlated: the standard deviations of
+        ``"normal"``, whose coordinates are independent, are too small. It is for tables of so many
+        markers that ``"mvn"``, with the square of their number of parameters, is too slow.
 
     Raises
     ------
@@ -92,7 +94,7 @@ class CellAssign(BaseModelClass):
         dirichlet_concentration: float = 0.01,
         n_basis: int = 10,
         max_count: float | None = None,
-        guide: str = "normal",
+        guide: str = "mvn",
     ) -> None:
         if cell_type_markers is None:
             raise DataError(
@@ -223,8 +225,8 @@ class CellAssign(BaseModelClass):
     ) -> None:
         """Fit the model; see :func:`pyrovi.model.training.train`, whose options it takes.
 
-        By SVI the defaults are ``max_epochs=400``, ``batch_size=1024``, ``lr=0.05`` and
-        ``early_stopping=True`` (on ``elbo_validation``, with ``early_stopping_patience=15``); with
+        By SVI the defaults are ``max_epochs=400``, ``batch_size=1024``, ``lr=0.05``,
+        ``averaging=True`` and ``early_stopping=True`` (on ``elbo_validation``, with ``early_stopping_patience=15``); with
         ``train_size=1`` it is ``early_stopping="elbo"``, which needs no cells held out.
         """
         if method == "svi":
@@ -320,6 +322,7 @@ class CellAssign(BaseModelClass):
 _DEFAULTS = {
     "batch_size": 1024,
     "lr": 5e-2,
+    "averaging": True,
     "early_stopping": True,
     "early_stopping_patience": 15,
 }
