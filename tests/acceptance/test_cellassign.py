@@ -7,9 +7,9 @@ knowledge of blood cells, not tuned to the data; a data set uses those that it h
 from __future__ import annotations
 
 import json
-from itertools import chain
 import subprocess
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,9 @@ def read(folder: Path, name: str) -> tuple[anndata.AnnData, pd.DataFrame, np.nda
     adata = adata[np.sort(chosen)].copy()
     total = np.asarray(adata.X.sum(1)).ravel()
     adata.obs["s"] = total / total.mean()
-    genes = [g for g in dict.fromkeys(chain.from_iterable(MARKERS.values())) if g in adata.var_names]
+    genes = [
+        g for g in dict.fromkeys(chain.from_iterable(MARKERS.values())) if g in adata.var_names
+    ]
     table = pd.DataFrame({t: [int(g in m) for g in genes] for t, m in MARKERS.items()}, genes)
     types = adata.obs["cell_type"].astype(str).map(DATA[name])
     return adata, table, table.columns.get_indexer(types)
