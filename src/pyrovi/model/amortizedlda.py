@@ -93,7 +93,7 @@ class AmortizedLDA(BaseModelClass):
         cls.register(adata, [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True)], arguments)
 
     def _log_frequencies(self) -> np.ndarray | None:
-        """Overall log frequencies of the genes; ``None`` without data: those of the file to come."""
+        """Overall log frequencies of the genes; without data ``None``: a file has them."""
         if self._adata_manager is None:
             return None
         counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)

@@ -226,8 +226,9 @@ class CellAssign(BaseModelClass):
         """Fit the model; see :func:`pyrovi.model.training.train`, whose options it takes.
 
         By SVI the defaults are ``max_epochs=400``, ``batch_size=1024``, ``lr=0.05``,
-        ``averaging=True`` and ``early_stopping=True`` (on ``elbo_validation``, with ``early_stopping_patience=15``); with
-        ``train_size=1`` it is ``early_stopping="elbo"``, which needs no cells held out.
+        ``averaging=True`` and ``early_stopping=True`` (on ``elbo_validation``, with
+        ``early_stopping_patience=15``); with ``train_size=1`` it is ``early_stopping="elbo"``,
+        which needs no cells held out.
         """
         if method == "svi":
             max_epochs = 400 if max_epochs is None else max_epochs
