@@ -106,13 +106,13 @@ def test_probabilities_are_bayes_rule(trained: CellAssign) -> None:
 @pytest.mark.slow
 def test_parameters_are_recovered() -> None:
     """Coverage of 90 % intervals over data sets from the model's own story."""
-    shell = make_data(200, n_other=0)
+    shell = make_data(500, n_other=0)
     CellAssign.setup_anndata(shell, size_factor_key="s")
     story = CellAssign(shell, MARKERS, max_count=80.0, n_basis=4)
     inside: dict[str, list[Any]] = {}
-    for seed in range(4):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
-        given = {"pi": PROPORTIONS, "delta_bar": 0.9, "sigma": 0.3}
+        given = {"pi": PROPORTIONS, "delta_bar": 1.1, "sigma": 0.2}
         given |= {"beta_0": rng.normal(-0.7, 0.5, len(GENES)), "log_a": np.full(4, 0.7)}
         simulated = story.simulate(seed, given=given)
         model = story.fresh_copy(simulated, seed=seed)
@@ -132,9 +132,10 @@ def test_parameters_are_recovered() -> None:
 
 
 RECOVERY: dict[str, Any] = {
-    "max_epochs": 800, "train_size": 1.0, "early_stopping": False,
-    "plan_kwargs": {"lr": 0.05, "lr_decay": 0.1, "antithetic": True},
+    "max_epochs": 1500, "batch_size": None, "train_size": 1.0, "early_stopping": False,
+    "plan_kwargs": {"lr": 0.2, "lr_decay": 0.005, "antithetic": True},
 }  # fmt: skip
+"""Covariances take many steps to grow: parameters are known long before their uncertainty."""
 
 
 # ---------------------------------------------------------------------- data

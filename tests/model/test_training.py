@@ -183,3 +183,9 @@ def test_torch_optimiser_state_is_kept_only_for_the_same_plan():
     model.train(1, batch_size=None, plan_kwargs={"optim": torch.optim.AdamW}, **QUIET)
     assert int(model._training.state["optimizer"]["state"][0]["step"]) == 1
     assert model._training.state["steps"] == 4
+
+
+def test_two_learning_rates_are_an_error():
+    model = toy(Amortised)
+    with pytest.raises(TrainingError, match=r"lr=0.1 and plan_kwargs=\{'lr': 0.2\}"):
+        model.train(1, lr=0.1, plan_kwargs={"lr": 0.2}, **QUIET)

@@ -322,7 +322,6 @@ class CellAssign(BaseModelClass):
 
 _DEFAULTS = {
     "batch_size": 1024,
-    "lr": 5e-2,
     "averaging": True,
     "early_stopping": True,
     "early_stopping_patience": 15,

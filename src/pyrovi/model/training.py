@@ -206,7 +206,7 @@ def train(
     if max_epochs is None:
         max_epochs = max_epochs_heuristic(manager.n_obs)
     size = training_batch_size(batch_size)
-    plan_arguments = dict(plan_kwargs or {}) | ({} if lr is None else {"lr": lr})
+    plan_arguments = _with_learning_rate(plan_kwargs, lr)
     data = training_splitter(
         model,
         {
@@ -287,6 +287,18 @@ def train(
     model.to_device(runner.device)
     _fit_held_out_rows(model)
     model.finish_training()
+
+
+def _with_learning_rate(plan_kwargs: Mapping[str, Any] | None, lr: float | None) -> dict[str, Any]:
+    given = dict(plan_kwargs or {})
+    if lr is None:
+        return given
+    if given.get("lr", lr) != lr:
+        raise TrainingError(
+            f"There are two learning rates: lr={lr!r} and plan_kwargs={{'lr': {given['lr']!r}}}. "
+            "One is short for the other: give one of them."
+        )
+    return given | {"lr": lr}
 
 
 def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, float]]) -> None:

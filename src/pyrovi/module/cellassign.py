@@ -69,8 +69,8 @@ class CellAssignModule(PyroBaseModule):
     mean_total
         Total counts that have the size factor 1; for cells whose size factor is not given.
     base_expression
-        Mean of each gene's counts over size factors, shape ``(n_vars,)``: where :math:`\beta_{g0}`
-        starts.
+        Mean of each gene's counts over size factors, shape ``(n_vars,)``: :math:`\beta_{g0}`
+        starts where these would be the means if all types were equally common.
     delta_min
         Least over-expression of a marker: natural logarithm of the fold change.
     dirichlet_concentration
@@ -106,6 +106,8 @@ class CellAssignModule(PyroBaseModule):
     - Columns of reference categories are left out: against :math:`\beta_{g0}` they would not be
       identified.
     """
+
+    default_lr = 5e-2
 
     def __init__(
         self,
@@ -220,15 +222,18 @@ class CellAssignModule(PyroBaseModule):
         return torch.cat([*columns, *(() if continuous is None else (continuous,))], -1)
 
     def _initial_values(self, base_expression: np.ndarray | None) -> dict[str, Tensor]:
+        """Over-expression as the prior has it, in types that are equally common."""
         low = math.log(self.delta_min)
-        log_delta = torch.empty(len(self.position)).uniform_(-2.0, 2.0).clamp(min=low + 0.05)
+        log_delta = (1 + 0.3 * torch.randn(len(self.position))).clamp(min=low + 0.1)
         values = {
             "pi": torch.randn(self.n_types).softmax(-1),
             "log_delta": log_delta,
             "log_a": torch.zeros(self.n_basis),
         }
         if base_expression is not None:
-            beta_0 = np.log(np.maximum(base_expression, 1e-4))
+            share = np.bincount(self.markers[0], minlength=self.n_vars) / self.n_types
+            fold = 1 + share * math.expm1(math.e)
+            beta_0 = np.log(np.maximum(base_expression / fold, 1e-4))
             values["beta_0"] = torch.as_tensor(beta_0, dtype=torch.float32)
         return values
 
