@@ -53,7 +53,7 @@ def glmm(**options: Any) -> NegativeBinomialGLMM:
     module.materialise(example)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # a guide without symmetries
-        for parameter in (*module.parameters(), module.shared_origin):
+        for parameter in (*module.parameters(), module.shared_origin, module.genes_origin):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return module.eval()
 
@@ -135,24 +135,22 @@ def test_guide_has_the_density_of_its_docstring() -> None:
     exact = stats.multivariate_normal(p["shared_loc"], L @ L.T).logpdf(phi) - phi[1:].sum()
     z = (phi - p["shared_loc"]) / np.exp(p["shared_log_scale"])
     for g in range(G):
-        rho, origin = p["genes_rho"][g], p["shared_origin"]
-        away = phi - origin  # mu_alpha, sigma_alpha, theta_0, kappa, tau, sigma_0, omega
-        log_theta, log_sigma = np.log(v["theta"][g]), np.log(v["sigma"][g])
-        stretch = np.concatenate(
-            [[0, rho[1] * away[3]], rho[2 : 2 + K] * away[4:-2], [rho[2 + K] * away[-1]],
-             rho[3 + K :] * (log_sigma - p["genes_origin"][g, 2 + K])]
-        )  # fmt: skip
-        centre = np.zeros(len(rho))
-        centre[[1, 2 + K]] = origin[2], origin[-2]
-        own = np.concatenate(
-            [[v["alpha"][g], log_theta], v["beta"][:, g], [log_sigma], v["u"][:, g]]
+        away = phi - p["shared_origin"]  # mu_alpha, sigma_alpha, theta_0, kappa, tau, ...
+        logs = np.log([v["theta"][g], v["sigma"][g]])
+        stretch_logs = p["rho_scales"][:, g] * away[[3, -1]]
+        stretch = (logs - p["genes_origin"][g, :2]) @ p["rho_terms"][:, :, g]
+        stretch[1 : 1 + K] += p["rho_tau"][:, g] * away[4:-2]
+        stretch = np.concatenate([stretch_logs, stretch])
+        centre = np.concatenate(
+            [p["shared_origin"][[2, -2]], p["centres"][:, g] * p["genes_origin"][g, 2:]]
         )
+        own = np.concatenate([logs, [v["alpha"][g]], v["beta"][:, g], v["u"][:, g]])
         own = centre + (own - centre) / np.exp(stretch)
         base = p["genes_base"][g]
         mean = p["genes_origin"][g] + base @ (p["genes_loc"][g] + p["genes_slope"][g] @ z)
         L = base @ factor(p["genes_log_scale"][g], p["genes_lower"][g])
         exact += stats.multivariate_normal(mean, L @ L.T).logpdf(own)
-        exact -= log_theta + log_sigma + stretch.sum()
+        exact -= logs.sum() + stretch.sum()
     assert total == pytest.approx(exact, rel=1e-5)
 
 

@@ -110,7 +110,7 @@ def donor_effects(
         If the model has no donors.
     """
     _check(delta, probability)
-    if not model.has_field("donor"):
+    if not model.has_donors:
         raise ModelError(
             "The data were set up without donors; set them up with donor_key= to have their "
             "effects."

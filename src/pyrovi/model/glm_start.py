@@ -94,17 +94,12 @@ def normal_start(
         "theta_0": logs["theta"].median(), "kappa": kappa.log(),
         "sigma_0": logs["sigma"].median(), "omega": omega.log(),
     }  # fmt: skip
-    # the order of what a gene has: alpha, log theta, beta, log sigma, u
-    order = [0, *range(2, 2 + n_effects), *range(3 + n_effects, 3 + n_effects + n_donors)]
-    size = len(order) + 1 + bool(n_donors)
-    mean = w.new_zeros(module.n_vars, size)
-    cov = w.new_zeros(module.n_vars, size, size)
-    mean[:, order] = w.T
-    cov[:, torch.tensor(order)[:, None], torch.tensor(order)] = covariance
-    mean[:, 1], cov[:, 1, 1] = logs["theta"], (0.5 * kappa) ** 2
-    if n_donors:
-        at = 2 + n_effects
-        mean[:, at], cov[:, at, at] = logs["sigma"], (0.5 * omega) ** 2
+    scales = ["theta", "sigma"] if n_donors else ["theta"]
+    spread = torch.stack([{"theta": kappa, "sigma": omega}[name] for name in scales])
+    mean = torch.stack([*(logs[name] for name in scales), *w], -1)
+    cov = mean.new_zeros(*mean.shape, mean.shape[-1])
+    cov[:, : len(scales), : len(scales)] = torch.diag((0.5 * spread) ** 2)
+    cov[:, len(scales) :, len(scales) :] = covariance
     return shared, mean, cov
 
 

@@ -96,7 +96,7 @@ class HierarchicalGLM(BaseModelClass):
         self.module = NegativeBinomialGLMM(
             stats.n_vars,
             stats.n_condition,
-            stats.n_donor if self.has_field(DONOR) else 0,
+            stats.n_donor if self.has_donors else 0,
             stats.n_batch,
             n_cats_per_cov=list(covariates.get("n_cats_per_key", [])),
             n_continuous_cov=n_continuous,
@@ -174,6 +174,11 @@ class HierarchicalGLM(BaseModelClass):
     # ------------------------------------------------------------------ names
 
     @property
+    def has_donors(self) -> bool:
+        """Whether observations are of donors that have effects."""
+        return self.get_setup_arg("donor_key") is not None
+
+    @property
     def conditions(self) -> list[Any]:
         """Levels of the condition, in the order of their codes."""
         return list(self.get_state_registry(CONDITION)["categorical_mapping"])
@@ -233,7 +238,8 @@ class HierarchicalGLM(BaseModelClass):
         max_epochs
             Epochs; ``None``: as many as make up these steps.
         method
-            ``"svi"``, ``"nuts"``, ``"pathfinder"``, ``"laplace"`` or ``"map"``.
+            ``"svi"``, ``"nuts"`` or ``"pathfinder"``. (``"map"`` and ``"laplace"`` find the mode,
+            which tells nothing of a hierarchical model: it is where all donors are alike.)
         options
             Further options of the method; they replace the defaults above. ``plan_kwargs`` are
             joined with those of the defaults.

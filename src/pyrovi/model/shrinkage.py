@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyrovi._constants import REGISTRY_KEYS
 from pyrovi._lazy import require
 from pyrovi.errors import MissingKeyError, ModelError
 from pyrovi.model.effects import get_effects
@@ -27,10 +28,11 @@ _BATCH_SIZE = 4096
 def no_pooling_effects(model: HierarchicalGLM) -> pd.DataFrame:
     r"""Effects estimated from every gene alone: no pooling.
 
-    Counts are added up over the cells of every donor in every condition (over nothing, of data
-    without donors). Of their log2 rates :math:`\log_2 \frac{x + 1/2}{l}` and the mean design of
-    their cells the effects are estimated by least squares, in which donors count alike. Nothing is
-    shared between genes, neither effects nor variances.
+    Counts are added up over the cells of every donor in every condition, batch and level of the
+    categorical covariates (over nothing, of data without donors). Of the log2 rates of these sums,
+    :math:`\log_2 \frac{x + 1/2}{l}`, and the mean design of their cells the effects are estimated
+    by least squares, in which sums count alike. Nothing is shared between genes, neither effects
+    nor variances.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def no_pooling_effects(model: HierarchicalGLM) -> pd.DataFrame:
     Raises
     ------
     ModelError
-        If there are fewer donors than effects.
+        If there are too few of these sums.
     """
     module, manager = model.module, model.adata_manager
     assert isinstance(module, NegativeBinomialGLMM)
@@ -60,8 +62,8 @@ def no_pooling_effects(model: HierarchicalGLM) -> pd.DataFrame:
     design /= cells[:, None]
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise ModelError(
-            f"{n_units} donors are too few to estimate {design.shape[1] - 1} effects from each "
-            "gene alone."
+            f"{n_units} donors (times their batches and categories) are too few to estimate "
+            f"{design.shape[1] - 1} effects from each gene alone."
         )
     rates = np.log2((counts + _PSEUDOCOUNT) / sizes)
     estimates = np.linalg.lstsq(design, rates, rcond=None)[0]
@@ -126,9 +128,12 @@ def plot_shrinkage(
 
 
 def _units(model: HierarchicalGLM) -> NDArray[np.int64]:
-    """Number of the donor, in a condition, of every observation."""
+    """Number of the sum that every observation goes into."""
     manager = model.adata_manager
-    if not model.has_field("donor"):
+    if not model.has_donors:
         return np.arange(manager.n_obs)
-    codes = [np.asarray(manager.get_from_registry(key))[:, 0] for key in ("donor", "condition")]
-    return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].reshape(-1)
+    keys = ["donor", "condition", REGISTRY_KEYS.BATCH_KEY]
+    if model.has_field(REGISTRY_KEYS.CAT_COVS_KEY):
+        keys.append(REGISTRY_KEYS.CAT_COVS_KEY)
+    codes = np.concatenate([np.asarray(manager.get_from_registry(key)) for key in keys], axis=1)
+    return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)

@@ -59,17 +59,17 @@ class NegativeBinomialGLMM(PyroBaseModule):
     .. math::
         \phi &= (\mu_\alpha, \log \sigma_\alpha, \log \theta_0, \log \kappa, \log \tau,
                 \log \sigma_0, \log \omega) \sim \mathrm{Normal}(m, S) \\
-        r_g \mid \phi &\sim \mathrm{Normal}(m_g + C_g S^{-1/2} (\phi - m), S_g)
+        r_g \mid \phi &\sim \mathrm{Normal}(m_g + C_g D^{-1} (\phi - m), S_g)
 
-    with full covariances (:math:`S^{-1/2}` is that of the scales alone), where :math:`r_g` is
-    :math:`(\alpha_g, \log \theta_g, \beta_g, \log \sigma_g, u_g)`, but that each but the first
-    is stretched by a power of the scale above it, e.g. :math:`u_{dg} = r_{dg}\,
-    (\sigma_g / \hat\sigma_g)^{\rho_{dg}}` with a constant :math:`\hat\sigma_g`. The powers
-    :math:`\rho` are trained: 0 is the centred parametrisation, which suits effects that the data
-    tell of, and 1 the non-centred one, which suits those they do not (Gorinova et al. 2020).
-    Within a gene, a condition that is constant within donors is strongly correlated with the
-    effects of these donors; independent coordinates would understate the variance of
-    :math:`\beta` and make false discoveries.
+    with full covariances, where :math:`D` has the scales of :math:`S`, and :math:`r_g` is
+    :math:`(\log \theta_g, \log \sigma_g, \alpha_g, \beta_g, u_g)`, but that each of these is
+    stretched about a constant by powers of the scales above it: :math:`u_{dg} - \hat u_{dg} =
+    (r - \hat u_{dg})\, (\sigma_g / \hat\sigma_g)^\rho (\theta_g / \hat\theta_g)^{\rho'}`, for
+    example. The powers are trained: 0 is the centred parametrisation, which suits effects that the
+    data tell of, and 1 the non-centred one, which suits those they do not (Gorinova et al. 2020);
+    and margins get the heavy tails of variances that are not known. Within a gene, a condition that
+    is constant within donors is strongly correlated with the effects of these donors; independent
+    coordinates would understate the variance of :math:`\beta` and make false discoveries.
 
     Parameters
     ----------
@@ -206,24 +206,18 @@ class NegativeBinomialGLMM(PyroBaseModule):
             else:
                 _sample_exp(name, value[0])
 
-        above = self._by_name(phi - self.shared_origin)  # log scales, relative to constants
-        centre = self._by_name(self.shared_origin)
-        rho = self.genes_rho.mT.split(self._gene_sizes, -2)
         with var:
             r = pyro.sample(GENES, self._gene_normals(phi), infer={"is_auxiliary": True})
-            alpha, log_theta, beta, *donors = r.mT.split(self._gene_sizes, -2)
-            pyro.sample("alpha", dist.Delta(alpha[0]))
-            _sample_stretched_exp("theta", log_theta[0], centre["theta_0"], rho[1] * above["kappa"])
+            logs, logs_stretch, w, stretch = self._stretched(r, phi)
+            for name, value, density in zip(("theta", "sigma"), logs, logs_stretch, strict=False):
+                _sample_exp(name, value, density)
+            (alpha, beta, *u), (d_alpha, d_beta, *d_u) = self._terms(w), self._terms(stretch)
+            pyro.sample("alpha", dist.Delta(alpha[0], -d_alpha[0]))
             with coefficient:
-                stretch = rho[2] * above["tau"][:, None]
-                pyro.sample("beta", dist.Delta(beta * stretch.exp(), -stretch))
+                pyro.sample("beta", dist.Delta(beta, -d_beta))
             if self.n_donor:
-                stretch = rho[3] * above["omega"]
-                sigma = _sample_stretched_exp("sigma", donors[0][0], centre["sigma_0"], stretch)
                 with self._donor_plate():
-                    typical = self.genes_origin[:, 2 + self.n_coefficients]
-                    stretch = rho[4] * (sigma.log() - typical)
-                    pyro.sample("u", dist.Delta(donors[1] * stretch.exp(), -stretch))
+                    pyro.sample("u", dist.Delta(u[0], -d_u[0]))
 
     # ------------------------------------------------------------------ its parts
 
@@ -303,25 +297,31 @@ class NegativeBinomialGLMM(PyroBaseModule):
     def _make_guide(self) -> None:
         """Parameters in the units of a start, :meth:`start_at`, which is near nothing as yet."""
         names = ["mu_alpha", "sigma_alpha", "theta_0", "kappa", "tau"]
-        self._gene_sizes = [1, 1, self.n_coefficients]
-        if self.n_donor:
-            names += ["sigma_0", "omega"]
-            self._gene_sizes += [1, self.n_donor]
-        self._shared = tuple(names)
-        self._shared_sizes = [self.n_coefficients if name == "tau" else 1 for name in names]
-        n_shared, n_own = sum(self._shared_sizes), sum(self._gene_sizes)
+        names += ["sigma_0", "omega"] if self.n_donor else []
+        self._shared_sizes = {n: self.n_coefficients if n == "tau" else 1 for n in names}
+        self._n_scales = 2 if self.n_donor else 1
+        n_shared, n_terms = sum(self._shared_sizes.values()), 1 + self.n_coefficients + self.n_donor
+        n_own, genes = self._n_scales + n_terms, self.n_vars
         self.shared_loc = nn.Parameter(torch.zeros(n_shared))
         self.shared_log_scale = nn.Parameter(torch.full((n_shared,), math.log(0.1)))
         self.shared_lower = nn.Parameter(torch.zeros(n_shared, n_shared))
         # restarts begin elsewhere: within a fraction of the units
-        self.genes_loc = nn.Parameter(0.1 * torch.randn(self.n_vars, n_own))
-        self.genes_log_scale = nn.Parameter(torch.zeros(self.n_vars, n_own))
-        self.genes_lower = nn.Parameter(torch.zeros(self.n_vars, n_own, n_own))
-        self.genes_rho = nn.Parameter(torch.full((self.n_vars, n_own), 0.5))
+        self.genes_loc = nn.Parameter(0.1 * torch.randn(genes, n_own))
+        self.genes_log_scale = nn.Parameter(torch.zeros(genes, n_own))
+        self.genes_lower = nn.Parameter(torch.zeros(genes, n_own, n_own))
+        self.genes_slope = nn.Parameter(torch.zeros(genes, n_own, n_shared))
+        self.rho_scales = nn.Parameter(torch.full((self._n_scales, genes), 0.5))
+        self.rho_terms = nn.Parameter(torch.zeros(self._n_scales, n_terms, genes))
+        # centres, in units of the start: that of alpha is there, of effects it is zero at first
+        self.centres = nn.Parameter(torch.zeros(n_terms, genes))
+        self.rho_tau = nn.Parameter(torch.full((self.n_coefficients, genes), 0.5))
+        with torch.no_grad():
+            self.centres[0] = 1.0
+            if self.n_donor:
+                self.rho_terms[1] = 0.5
         self.register_buffer("shared_origin", torch.zeros(n_shared))
-        self.genes_slope = nn.Parameter(torch.zeros(self.n_vars, n_own, n_shared))
-        self.register_buffer("genes_origin", torch.zeros(self.n_vars, n_own))
-        self.register_buffer("genes_base", 0.1 * torch.eye(n_own).repeat(self.n_vars, 1, 1))
+        self.register_buffer("genes_origin", torch.zeros(genes, n_own))
+        self.register_buffer("genes_base", 0.1 * torch.eye(n_own).repeat(genes, 1, 1))
 
     @torch.no_grad()
     def start_at(self, shared: Mapping[str, Tensor], mean: Tensor, covariance: Tensor) -> None:
@@ -335,13 +335,18 @@ class NegativeBinomialGLMM(PyroBaseModule):
             Of what each gene has, on the real line and in the order of the class docstring; shapes
             ``(n_vars, size)`` and ``(n_vars, size, size)``.
         """
-        self.shared_loc.copy_(torch.cat([shared[name].reshape(-1) for name in self._shared]))
+        self.shared_loc.copy_(torch.cat([shared[name].reshape(-1) for name in self._shared_sizes]))
         self.shared_origin.copy_(self.shared_loc)
         self.genes_origin.copy_(mean)
         self.genes_base.copy_(torch.linalg.cholesky(covariance))
 
     def _by_name(self, phi: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._shared, phi.split(self._shared_sizes), strict=True))
+        return dict(zip(self._shared_sizes, phi.split([*self._shared_sizes.values()]), strict=True))
+
+    def _terms(self, values: Tensor) -> list[Tensor]:
+        """Rows of alpha, beta and u."""
+        sizes = [1, self.n_coefficients] + ([self.n_donor] if self.n_donor else [])
+        return list(values.split(sizes, -2))
 
     def _shared_normal(self) -> Any:
         unit = len(self.shared_loc) ** -0.5  # as in guides.families.FullRank
@@ -368,15 +373,23 @@ class NegativeBinomialGLMM(PyroBaseModule):
             *(self.shared_loc, self.shared_log_scale),
         )
 
+    def _stretched(self, r: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log scales and terms of every gene, and the logarithms of what they were stretched by."""
+        sizes = [self._n_scales, r.shape[-1] - self._n_scales]
+        (logs, w), (origin, centre) = (x.mT.split(sizes, -2) for x in (r, self.genes_origin))
+        above, common = self._by_name(phi - self.shared_origin), self._by_name(self.shared_origin)
+        spreads, medians = ("kappa", "omega"), ("theta_0", "sigma_0")
+        spread = torch.stack([above[n] for n in spreads[: self._n_scales]])
+        median = torch.stack([common[n] for n in medians[: self._n_scales]])
+        logs_stretch = self.rho_scales * spread
+        logs = median + (logs - median) * logs_stretch.exp()
+        stretch = (self.rho_terms * (logs - origin)[:, None]).sum(0)
+        alpha, beta, *u = self._terms(stretch)
+        centre = self.centres * centre
+        stretch = torch.cat([alpha, beta + self.rho_tau * above["tau"][:, None], *u])
+        return logs, logs_stretch, centre + (w - centre) * stretch.exp(), stretch
 
-def _sample_exp(name: str, value: Tensor) -> Tensor:
-    """A positive site, of which the logarithm is given together with its density."""
-    site: Tensor = pyro.sample(name, dist.Delta(value.exp(), -value))
-    return site
 
-
-def _sample_stretched_exp(name: str, value: Tensor, centre: Tensor, stretch: Tensor) -> Tensor:
-    """A positive site, whose logarithm is stretched about a centre."""
-    log = centre + (value - centre) * stretch[0].exp()
-    site: Tensor = pyro.sample(name, dist.Delta(log.exp(), -log - stretch[0]))
-    return site
+def _sample_exp(name: str, value: Tensor, stretch: Tensor | float = 0.0) -> None:
+    """A positive site, of which the logarithm is given, and by what it was stretched."""
+    pyro.sample(name, dist.Delta(value.exp(), -value - stretch))
