@@ -128,7 +128,7 @@ def test_a_class_of_ones_own(run, data_file, tmp_path, monkeypatch) -> None:
     ("words", "message"),
     [
         (["nowhere.h5ad"], "There is no file 'nowhere.h5ad'"),
-        (["{data}", "--model", "SCVII"], "There is no model class 'SCVII'. pyrovi has: SCVI"),
+        (["{data}", "--model", "SCVII"], "There is no model class 'SCVII'. pyrovi has: PPCA"),
         (["{data}", "--batch-key", "donor"], "donor"),
         (["{data}", "--layer", "raw"], "raw"),
         (["{data}", "-a", "n_hidden"], "name=value, e.g. n_layers=2; got 'n_hidden'"),
@@ -277,3 +277,57 @@ def test_wrong_options_of_lightning_and_models_are_one_message(run, data_file, t
         assert done.exit_code == 2, done.output
         assert "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_further_arguments_of_the_setup(run, data_file, tmp_path) -> None:
+    adata = anndata.read_h5ad(data_file)
+    labels = adata.obs["labels"].astype(str).to_numpy()
+    labels[::2] = "unknown"
+    adata.obs["partly"] = labels
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["train", tmp_path / "cells.h5ad", "--model", "SCANVI", "--labels-key", "partly"]
+    rest = ["-a", "n_hidden=8", "--max-epochs", 1, "--accelerator", "cpu", "--out"]
+    done = run(*words, "-s", "unlabeled_category=unknown", *rest, tmp_path / "model")
+    assert done.exit_code == 0, done.output
+    loaded = pv.load(tmp_path / "model", adata)
+    assert loaded.unlabeled_category == "unknown"
+    assert set(loaded.predict()) <= set(labels) - {"unknown"}
+    done = run(*words, "-s", "unlabelled=unknown", *rest, tmp_path / "other")
+    assert done.exit_code != 0
+    assert "does not take 'unlabelled'; it takes:" in str(done.exception) + done.output
+    done = run(*words, *rest, tmp_path / "other")
+    assert done.exit_code != 0
+    assert "unlabeled_category" in str(done.exception) + done.output
+
+
+def test_setup_arguments_and_the_models_own_defaults(run, data_file, tmp_path) -> None:
+    """What is not asked for is as in Python: batch size, early stopping."""
+    out = tmp_path / "model"
+    done = run(
+        "train", data_file, "--model", "TOTALVI", "--layer", "counts", "--batch-key", "batch",
+        "-s", "protein_expression_obsm_key=protein_expression", "-a", "n_hidden=8",
+        "--max-epochs", 1, "--accelerator", "cpu", "--save-data", "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    record = pv.load(out)._training
+    assert record is not None
+    assert "early_stopping" not in record.options
+    done = run("train", data_file, "-s", "nonsense=1", "--out", tmp_path / "other")
+    assert done.exit_code != 0
+    assert "nonsense" in done.output
+
+
+def test_mudata_are_set_up_as_such(run, tmp_path) -> None:
+    mudata = pytest.importorskip("mudata")
+    rna = pv.data.synthetic_iid(batch_size=30, n_genes=12)
+    protein = rna.obsm.pop("protein_expression")
+    names = pd.DataFrame(index=[f"protein {i}" for i in range(protein.shape[1])])
+    other = anndata.AnnData(np.asarray(protein), obs=rna.obs[[]], var=names)
+    mdata = mudata.MuData({"rna": rna, "protein": other})
+    mdata.write(tmp_path / "cells.h5mu")
+    where = json.dumps({"rna_layer": "rna", "protein_layer": "protein"})
+    done = run(
+        "train", tmp_path / "cells.h5mu", "--model", "TOTALVI", "-s", f"modalities={where}",
+        "-a", "n_hidden=8", "--max-epochs", 1, "--accelerator", "cpu", "--out", tmp_path / "model",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output

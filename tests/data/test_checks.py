@@ -118,6 +118,9 @@ def test_sampled_rows_are_named_by_their_place_in_the_file(tmp_path: Path) -> No
         file["y"] = values
         with pytest.raises(DataError, match=r"1 observations without.*'cell_37'"):
             check(file["y"], allow_empty_rows=False)
+        file["z"] = np.zeros((1000, 3))  # more than are read
+        with pytest.raises(DataError, match=r"at least 32 obs.*count: ('\w+', ){4}'\w+'\. Exp"):
+            check(file["z"], allow_empty_rows=False)
 
 
 def test_unique_names() -> None:

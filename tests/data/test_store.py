@@ -243,3 +243,9 @@ def test_memory_does_not_grow_with_the_data(
     # Four times the data in hardly more memory: only names and places grow.
     assert peaks[4000] < 0.4
     assert peaks[4000] < 0.5 * peaks[1000]
+
+
+def test_a_store_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"paths\[0\].* no observations; expected at least one"):
+        shuffled_store(cells()[[]], tmp_path / "out.zarr")
+    assert not list(tmp_path.iterdir())

@@ -139,6 +139,21 @@ def test_concat_is_one_long_store(adata: anndata.AnnData, x: np.ndarray) -> None
             wrong()
     with pytest.raises(DataError, match="same number of columns"):
         np.concatenate([adata.X, adata[:, :3].X], axis=0)
+    reversed_ = adata[:, ::-1]
+    with pytest.raises(DataError, match=r"same order: select them first, adata\[:, names\]"):
+        anndata.concat([adata, reversed_], index_unique="-")
+    in_memory = anndata.AnnData(np.ones((2, N_COLUMNS), np.float32))
+    with pytest.raises(DataError, match="joins stores if all matrices stay on disk"):
+        anndata.concat([adata, in_memory], index_unique="-")
+    same_order = anndata.concat([adata, reversed_[:, adata.var_names]], index_unique="-")
+    np.testing.assert_array_equal(dense(same_order.X[:]), np.vstack([x, x]))
+
+
+def test_joined_rows_are_of_one_type(x: np.ndarray) -> None:
+    parts = [StoredMatrix(MemorySource(x.astype(dtype))) for dtype in (np.int32, np.float32)]
+    joined = np.concatenate(parts, axis=0)
+    for rows in (joined[:3], joined[N_ROWS:], joined[N_ROWS - 1 : N_ROWS + 1], joined[:0]):
+        assert rows.dtype == joined.dtype == np.float64
 
 
 def test_a_failed_save_leaves_nothing(x: np.ndarray, tmp_path: Path) -> None:
@@ -161,6 +176,33 @@ def test_an_unknown_anndata_is_named(missing: str, x: np.ndarray, monkeypatch: A
     teach_anndata.cache_clear()
     with pytest.raises(DataError, match=r"anndata \d.* cannot be told .* install one of these"):
         StoredMatrix(Own(x, True))
+
+
+def test_what_the_constructor_selects(x: np.ndarray) -> None:
+    own, mask = Own(x, True), np.zeros(N_ROWS, bool)
+    mask[[7, 8]] = True
+    for rows, truth in ((mask, x[7:9]), ([-1, 0], x[[-1, 0]]), ([], x[:0])):
+        assert StoredMatrix(own, rows=rows).shape == truth.shape
+        np.testing.assert_array_equal(StoredMatrix(own, rows=rows).toarray(), truth)
+    for wrong in ([1.5], [N_ROWS], mask[:5]):
+        with pytest.raises(DataError, match=r"rows of a StoredMatrix cannot be selected: .* 90"):
+            StoredMatrix(own, rows=wrong)
+    for matrix in (x, sp.csr_matrix(x)):
+        with pytest.raises(DataError, match=r"lacks .is_sparse., .read.*CellSource"):
+            StoredMatrix(matrix)
+
+
+def test_it_cannot_be_written_to(adata: anndata.AnnData) -> None:
+    part = adata[:3]
+    with pytest.raises(DataError, match=r"cannot be written to.*to_memory\(\)"):
+        part.X = np.zeros((3, N_COLUMNS))
+
+
+def test_chunks_of_a_dense_matrix_do_not_hinder(
+    adata: anndata.AnnData, x: np.ndarray, tmp_path: Path
+) -> None:
+    adata.write_zarr(tmp_path / "cells.zarr", chunks=(10, N_COLUMNS))
+    np.testing.assert_array_equal(dense(anndata.io.read_zarr(tmp_path / "cells.zarr").X), x)
 
 
 def test_a_source_has_columns(x: np.ndarray) -> None:

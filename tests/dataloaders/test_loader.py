@@ -61,6 +61,11 @@ def test_bad_selections(manager: AnnDataManager, indices: Any, message: str) -> 
         AnnDataLoader(manager, indices)
 
 
+def test_unknown_options_are_named(manager: AnnDataManager) -> None:
+    with pytest.raises(DataError, match=r"'zzz' is no option of a loader.*num_workers"):
+        AnnDataLoader(manager, zzz=3)
+
+
 def test_passes_move_on_and_set_epoch_goes_back(manager: AnnDataManager) -> None:
     loader = AnnDataLoader(manager, batch_size=10, shuffle=True)
     passes = [order(loader) for _ in range(3)]

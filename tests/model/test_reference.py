@@ -430,6 +430,8 @@ def test_reference_names(plain: SCVI, tmp_path: Path, recwarn: pytest.WarningsRe
     for reference in (plain, tmp_path / "m", str(tmp_path / "m")):
         names = SCVI.prepare_query_anndata(adata, reference, return_reference_var_names=True)
         assert list(names) == list(adata.var_names)
+    with pytest.raises(ModelError, match=r"reference_model is a int\. Expected a model"):
+        SCVI.prepare_query_anndata(adata, 3)
 
 
 def test_backed_query(plain: SCVI, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse as sp
 import torch
 from tests.model.samples import (
     QUICK,
@@ -24,7 +25,7 @@ from tests.model.samples import (
 )
 
 from pyrovi._constants import UUID_KEY
-from pyrovi.data import AnnDataManager
+from pyrovi.data import AnnDataManager, open_store
 from pyrovi.data.fields import LayerField, NumericalObsField
 from pyrovi.errors import ModelError, NotSetUpError, RegistryError
 from pyrovi.model import SCVI, BaseModelClass
@@ -347,3 +348,23 @@ def test_numerical_field_of_a_model_of_ones_own() -> None:
     assert model.has_field("size")
     assert not model.has_field("batch")
     assert model.registry["setup_args"] == {"size": "size"}
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_totals_of_a_store_are_those_in_memory(form: Any, tmp_path: Path) -> None:
+    adata = make_data()
+    adata.X = form(adata.X)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with_backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    found = []
+    for data in (adata, open_store(tmp_path / "a.h5ad"), with_backed):
+        SCVI.setup_anndata(data, batch_key="batch")
+        found.append(state(SCVI(data, n_hidden=4, use_observed_lib_size=False)))
+    with_backed.file.close()
+    assert same_state(found[0], found[1])
+    assert same_state(found[0], found[2])
+    x = make_data().X
+    log_totals = np.log(np.asarray(x.sum(1), dtype=np.float64)).ravel()
+    batch = make_data().obs["batch"].astype("category").cat.codes.to_numpy()
+    means = [log_totals[batch == b].mean() for b in range(batch.max() + 1)]
+    np.testing.assert_allclose(found[1]["library_log_means"].ravel(), means, rtol=1e-6)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from anndata import AnnData
 from pyro import poutine
 from tests.module.stories import materialised
 from torch import Tensor
@@ -109,6 +110,8 @@ def test_unknown_site_and_resolution() -> None:
     ledger = materialised(many_sites, guide_of_many).ledger
     assert ledger.resolve(None, Role.GLOBAL) == ["W", "corr"]
     assert ledger.resolve("z") == ["z"]
+    with pytest.raises(ModelError, match=r"sites is a AnnData.*by name: adata="):
+        ledger.resolve(AnnData())  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"no site 'y'.*W, norm"):
         ledger["y"]
 

@@ -27,7 +27,7 @@ from tests.train.toys import (
 from pyrovi._parallel import run_in_processes
 from pyrovi.data import open_store
 from pyrovi.data.sources import ArraySource
-from pyrovi.errors import DataError, TrainingError
+from pyrovi.errors import DataError, InferenceError, TrainingError
 from pyrovi.model import SCVI
 from pyrovi.train import progress
 
@@ -70,6 +70,49 @@ def test_the_reason_to_stop_comes_back():
     model.train(60, **stop, **NO_WARMUP, **FORKS)
     assert model._training.epochs == len(model.history["elbo_validation"]) < 60
     assert "elbo_validation has not improved for 1 checks" in model._training.stopping_reason
+
+
+def test_a_loss_that_is_nan_is_told_as_in_one_process():
+    told, options = [], {"plan_kwargs": {"lr": 1e20}, "max_epochs": 3, **QUIET}
+    for more in ({}, {"strategy": "ddp_fork", "devices": 1}):
+        model = scvi()
+        with pytest.raises(InferenceError, match="Usual remedies") as caught:
+            model.train(**options, **more)
+        told.append(str(caught.value).split(" in epoch ")[0])
+    before = "A forked process failed, and the parameters are those from before the training: "
+    assert told[1] == before + told[0]
+    assert "end of the epoch before" not in str(caught.value)  # which is not handed back
+
+
+class _Raise(Callback):
+    """Ends the training in its process."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_epoch_end(self, trainer, plan):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (DataError("one line\nanother line"), DataError, "the training: one line\nanother line"),
+        (
+            OSError("the disk\n  is gone"),
+            TrainingError,
+            "the training: OSError: the disk\n  is gone",
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_what_ends_a_process_ends_the_training(error, kind, message):
+    """An interrupt of the forked process alone, too, which torch takes for its success."""
+    model = toy(Amortised)
+    with pytest.raises(kind) as caught:
+        model.train(2, callbacks=[_Raise(error)], **FORKS | {"devices": 1})
+    assert str(caught.value).endswith(message)
+    assert not model.is_trained
 
 
 def test_errors_of_the_processes_are_told():

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrovi.errors import ModelError
@@ -98,6 +99,20 @@ def accepted(function: Any, arguments: Mapping[str, Any], what: str) -> dict[str
             f"{what} does not take {', '.join(map(repr, unknown))}; it takes: {options}."
         )
     return given
+
+
+def setup_method(cls: Any, data: Path) -> Any:
+    """The method that sets up the data of a file: ``setup_mudata`` for a MuData, if it has one.
+
+    Parameters
+    ----------
+    cls
+        A model class.
+    data
+        The file.
+    """
+    is_mudata = data.suffix == ".h5mu" and hasattr(cls, "setup_mudata")
+    return cls.setup_mudata if is_mudata else cls.setup_anndata
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:

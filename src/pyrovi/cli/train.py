@@ -47,6 +47,15 @@ def train(
         list[str] | None,
         typer.Option(help="obs column to correct for; repeat for more.", rich_help_panel=_DATA),
     ] = None,
+    setup_argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setup",
+            "-s",
+            help="Further argument of the setup method of the class, name=value; repeat for more.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     n_latent: Annotated[
         int | None, typer.Option(min=1, help="Latent dimensions.", rich_help_panel=_MODEL)
     ] = None,
@@ -64,8 +73,11 @@ def train(
         typer.Option(min=1, help="Epochs (default: by data size).", rich_help_panel=_TRAINING),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Cells per minibatch.", rich_help_panel=_TRAINING)
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1, help="Cells per minibatch (default: the model's).", rich_help_panel=_TRAINING
+        ),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate.", rich_help_panel=_TRAINING)
     ] = None,
@@ -114,6 +126,11 @@ def train(
 
     [cyan]$ pyrovi train cells.h5ad --model my_models:Factors --out model[/cyan]
 
+    RNA and proteins, whose counts are in obsm:
+
+    [cyan]$ pyrovi train cells.h5ad --model TOTALVI -s protein_expression_obsm_key=proteins \
+--out model[/cyan]
+
     [bold]Next[/bold]
 
     [cyan]$ pyrovi query model cells.h5ad --latent latent.csv[/cyan]
@@ -121,7 +138,7 @@ def train(
     from rich.console import Console
 
     from pyrovi._settings import settings
-    from pyrovi.cli.classes import accepted, model_class, parse_arguments
+    from pyrovi.cli.classes import accepted, model_class, parse_arguments, setup_method
     from pyrovi.cli.files import read_data
     from pyrovi.dataloaders import distributed_rank_and_size
     from pyrovi.model.files import check_target
@@ -137,15 +154,18 @@ def train(
         "categorical_covariate_keys": categorical_covariate or None,
         "continuous_covariate_keys": continuous_covariate or None,
     }
-    setup = accepted(cls.setup_anndata, columns, f"{cls.__name__}.setup_anndata")
     options = {"n_latent": n_latent} | parse_arguments(argument or [])
     options = accepted(cls.__init__, options, cls.__name__)
-    training: dict[str, Any] = {"lr": lr, "train_size": train_size}
+    training: dict[str, Any] = {"lr": lr, "train_size": train_size, "batch_size": batch_size}
+    training["early_stopping"] = early_stopping or None  # what is not given, the model decides
     training = {name: value for name, value in training.items() if value is not None}
 
     console = Console()
+    prepare = setup_method(cls, data)
+    columns |= parse_arguments(setup_argument or [])
+    setup = accepted(prepare, columns, f"{cls.__name__}.{prepare.__name__}")
     adata = read_data(data, backed=backed)
-    cls.setup_anndata(adata, **setup)
+    prepare(adata, **setup)
     made = cls(adata, **options)
     console.print(
         f"Training [bold]{cls.__name__}[/bold] on {adata.n_obs:,} observations x "
@@ -153,8 +173,6 @@ def train(
     )
     made.train(
         max_epochs,
-        batch_size=batch_size,
-        early_stopping=early_stopping,
         accelerator=accelerator,
         devices=devices,
         **training,

@@ -11,6 +11,7 @@ from pyrovi._settings import settings
 from pyrovi.errors import ModelError
 from pyrovi.model.draws import example_on_device, warn_if_untrained
 from pyrovi.module.ledger import Role
+from pyrovi.module.minified import is_minified, no_counts
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.engine import stream_query
 from pyrovi.posterior.globals import draw_globals
@@ -58,6 +59,8 @@ def stream_replicated(
         warn_if_untrained(model)
     example = example_on_device(model, manager)
     globals_ = draw_globals(model.module, example, num_samples, seed, prior=prior)
+    if is_minified(manager.data_registry):
+        raise no_counts("A comparison with what has been observed")
     replication = Replication(model.module, [site.name], prior=prior)
     batches = stream_query(
         model.module,

@@ -150,7 +150,7 @@ def _settings(model: BaseModelClass) -> dict[str, Any]:
     elif by_guide and training is not None:
         rows |= {
             "epochs": training.epochs,
-            "optimiser": _optimiser(training.plan_kwargs),
+            "optimiser": _optimiser(training.plan_kwargs, model.module.default_lr),
             "ended early": training.stopping_reason or "no",
             "fits (restarts)": num_chains(model),
         }
@@ -183,11 +183,8 @@ def _callable_name(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def _optimiser(given: Any) -> str:
-    from pyrovi.train.plan import SVITrainingPlan
-
-    parameters = inspect.signature(SVITrainingPlan).parameters
-    settings = {"optim": None, "lr": parameters["lr"].default, **given}
+def _optimiser(given: Any, default_lr: float) -> str:
+    settings = {"optim": None, "lr": default_lr, **given}
     optim = settings.pop("optim")
     name = "Adam" if optim is None else _callable_name(optim)
     return ", ".join([name, *(f"{k}={_value(v)}" for k, v in settings.items())])

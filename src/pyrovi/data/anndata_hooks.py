@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import scipy.sparse as sp
+from anndata.abc import CSCDataset
 from anndata.io import sparse_dataset
 
 from pyrovi.data import sources
@@ -28,7 +29,8 @@ def teach_anndata(matrix: type) -> None:
     Parameters
     ----------
     matrix
-        The type: a :class:`~pyrovi.data.CellSource` with ``dtype``, ``select`` and ``to_memory``.
+        The type, with ``dtype``, ``select`` and ``to_memory``: a ``CSCDataset``, or a
+        :class:`~pyrovi.data.CellSource`.
 
     Raises
     ------
@@ -45,8 +47,10 @@ def teach_anndata(matrix: type) -> None:
         _subset.register(matrix)(lambda stored, index: stored.select(*index))
         as_view.register(matrix)(lambda stored, *_, **__: stored)  # it cannot be written to
         to_memory.register(matrix)(lambda stored, *_, **__: stored.to_memory())
+        by_column = issubclass(matrix, CSCDataset)
+        spec = IOSpec("csc_matrix" if by_column else "csr_matrix", "0.1.0")
         for group in (h5py.Group, ZarrGroup):
-            _REGISTRY.register_write(group, matrix, IOSpec("csr_matrix", "0.1.0"))(_write)
+            _REGISTRY.register_write(group, matrix, spec)(_write_whole if by_column else _write)
     except (ImportError, AttributeError) as error:
         raise DataError(
             f"anndata {version('anndata')} cannot be told how to handle matrices that stay on disk "
@@ -68,6 +72,10 @@ def _write(
     step = max(1, sources.READ_BYTES // matrix.row_bytes)
     starts = range(0, max(1, n_rows), step)
     pieces = (matrix.read(start, min(start + step, n_rows)) for start in starts)
+    chunks = dataset_kwargs.get("chunks")
+    if matrix.is_sparse and isinstance(chunks, tuple) and len(chunks) > 1:
+        # those of a dense X, which anndata ignores for a sparse one in memory, too
+        dataset_kwargs = {k: v for k, v in dataset_kwargs.items() if k != "chunks"}
     if not matrix.is_sparse:
         create = getattr(group, "create_array", group.create_dataset)  # zarr 3; zarr 2 and HDF5
         array = create(key, shape=matrix.shape, dtype=matrix.dtype, **dataset_kwargs)
@@ -83,3 +91,15 @@ def _write(
             _writer.write_elem(group, key, rows, dataset_kwargs=options)
         else:
             sparse_dataset(group[key]).append(rows)
+
+
+def _write_whole(
+    group: Any,
+    key: str,
+    matrix: Any,
+    *,
+    _writer: Any,
+    dataset_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write a matrix that cannot be read by pieces of its rows."""
+    _writer.write_elem(group, key, matrix.to_memory(), dataset_kwargs=dataset_kwargs)

@@ -156,10 +156,12 @@ def check_values(
         whole_rows = block.shape[1] == matrix.shape[1]
         if not allow_empty_rows and whole_rows and not rows.all():
             empty = row_names[np.flatnonzero(~rows) + first_row]
+            number = f"at least {len(empty)}" if backed else len(empty)  # not all were read
+            shown = preview(empty[:5] if backed else empty)
             raise DataError(
-                f"{where} has {len(empty)} observations without a single count: "
-                f"{preview(empty)}. Expected at least one count per observation: remove them, "
-                "e.g. with `scanpy.pp.filter_cells(adata, min_counts=1)`."
+                f"{where} has {number} observations without a single count: {shown}. "
+                "Expected at least one count per observation: remove them, e.g. with "
+                "`scanpy.pp.filter_cells(adata, min_counts=1)`."
             )
     return None if backed else columns
 

@@ -199,6 +199,24 @@ def row_sums(matrix: AnyMatrix) -> NDArray[np.float64]:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
+def select_columns(matrix: AnyMatrix, positions: NDArray[np.int64]) -> AnyMatrix:
+    """Some columns of a matrix, in the order of ``positions``, shape (rows, len(positions)).
+
+    Of a matrix on disk they are read into memory, in blocks of rows where it is stored by row; a
+    :class:`~pyrovi.data.StoredMatrix` stays in its store.
+    """
+    if hasattr(matrix, "select"):
+        return matrix.select(columns=positions)
+    if not is_backed(matrix):
+        return matrix[:, positions]
+    if isinstance(matrix, CSCDataset):  # stored by column: row blocks would read all of it each
+        order = np.argsort(positions)
+        return matrix[:, positions[order]][:, np.argsort(order)]
+    step = max(1, 16 * _CHUNK // max(1, matrix.shape[1]))
+    parts = [matrix[i : i + step][:, positions] for i in range(0, matrix.shape[0], step)]
+    return sparse.vstack(parts, format="csr") if is_sparse(parts[0]) else np.concatenate(parts)
+
+
 def preview(names: Any, limit: int = 5) -> str:
     """First few of many names for a message, e.g. ``'a', 'b', ... (12 in all)``."""
     names = list(names)

@@ -63,10 +63,12 @@ class JoinedSource:
         """Rows ``start`` to ``stop - 1``."""
         begins = self._ends - [part.shape[0] for part in self.parts]
         pieces = [
-            part.read(max(start, begin) - begin, min(stop, end) - begin)
+            part.read(max(start, begin) - begin, min(stop, end) - begin).astype(
+                self.dtype, copy=False
+            )
             for part, begin, end in zip(self.parts, begins, self._ends, strict=True)
             if start < end and stop > begin
-        ] or [self.parts[0].read(0, 0)]
+        ] or [self.parts[0].read(0, 0).astype(self.dtype, copy=False)]
         if self.is_sparse:
             pieces = [sp.csr_matrix(piece) for piece in pieces]
         if len(pieces) == 1:

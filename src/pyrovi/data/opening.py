@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from anndata.io import read_elem, sparse_dataset
 
 from pyrovi._lazy import require
 from pyrovi.data.sources import ArraySource, CSRSource
+from pyrovi.data.stored_columns import StoredColumns
 from pyrovi.data.stored_matrix import StoredMatrix
-from pyrovi.errors import DataError
+from pyrovi.errors import DataError, PyroviError
 
 _REST = ("obsm", "varm", "obsp", "varp", "uns")
 
@@ -28,15 +31,20 @@ def open_store(path: str | os.PathLike[str]) -> anndata.AnnData:
     Parameters
     ----------
     path
-        An ``.h5ad`` file or a ``.zarr`` folder. It stays open as long as the AnnData is in use;
-        write to another one.
+        An ``.h5ad`` file or a ``.zarr`` folder. It stays open as long as the AnnData is in use.
+
+    Warnings
+    --------
+    Write to another path, never to ``path`` itself: HDF5 refuses that, but of a ``.zarr`` folder
+    anndata removes all data before they could be copied. Reading what was removed or written anew
+    is an error. A single missing chunk of a zarr array cannot be told: zarr reads it as zeros.
 
     Returns
     -------
     AnnData
         To be set up and trained on like one in memory; its ``to_memory()`` is one. A matrix is a
         :class:`StoredMatrix`; one stored by column (CSC), whose rows cannot be read one by one, is
-        anndata's own.
+        of anndata's kind: a subset of it is read at once.
 
     Raises
     ------
@@ -45,8 +53,29 @@ def open_store(path: str | os.PathLike[str]) -> anndata.AnnData:
     MissingExtraError
         If zarr is needed and not installed.
     """
-    where = Path(path)
-    return opened(open_root(where), where)
+    where = store_path(path)
+    root = open_root(where)
+    try:
+        return opened(root, where)
+    except DataError:
+        if isinstance(root, h5py.File):
+            root.close()  # so that the file can be written again
+        raise
+
+
+def store_path(path: Any) -> Path:
+    """Path of a store, as the user gave it.
+
+    Raises
+    ------
+    DataError
+        If it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(
+            f"The path of a store is {path!r}. Expected that of an .h5ad file or a .zarr folder."
+        )
+    return Path(path)
 
 
 def store_suffix(path: Path, *, exists: bool) -> str:
@@ -104,7 +133,7 @@ def opened(root: Any, where: Path, *, whole: bool = True) -> anndata.AnnData:
     Raises
     ------
     DataError
-        If it is not the group of an AnnData, or a matrix has not the shape of it.
+        If it is not the group of an AnnData, an entry is damaged, or a matrix has not its shape.
     """
     names = set(root)
     if not {"obs", "var"} <= names:
@@ -117,28 +146,53 @@ def opened(root: Any, where: Path, *, whole: bool = True) -> anndata.AnnData:
             f"{where} is in the format of anndata before 0.7. Expected a newer one: write it anew, "
             f"anndata.read_h5ad({str(where)!r}).write_h5ad(...)."
         )
-    obs, var = read_elem(root["obs"]), read_elem(root["var"])
-    layers = root["layers"] if "layers" in names else {}
-    stored = {f"layers[{name!r}]": _matrix(layers[name]) for name in layers}
-    if "X" in names and (x := _matrix(root["X"])) is not None:
-        stored["X"] = x
+    read = {}
+    for name in ("obs", "var", *(_REST if whole else ())):
+        if name in names:
+            with _reading(name, where):
+                read[name] = read_elem(root[name])
+    obs, var = read["obs"], read["var"]
+    stored = {}
+    with _reading("layers", where):
+        layers = list(root["layers"].keys()) if "layers" in names else []
+    for name in layers:
+        with _reading(f"layers[{name!r}]", where):
+            stored[f"layers[{name!r}]"] = _matrix(root["layers"][name])
+    if "X" in names:
+        with _reading("X", where):
+            x = _matrix(root["X"])
+        if x is not None:
+            stored["X"] = x
     for name, matrix in stored.items():
-        if tuple(matrix.shape[:2]) != (len(obs), len(var)):
+        if tuple(matrix.shape) != (len(obs), len(var)):
             raise DataError(
                 f"{where} is damaged: {name} has the shape {tuple(matrix.shape)}, expected "
                 f"{len(obs)} rows and {len(var)} columns. Copy or write it again."
             )
-    rest = {name: read_elem(root[name]) for name in _REST if name in names} if whole else {}
     if whole and "raw" in names and hasattr(raw := root["raw"], "keys"):  # not the mark of none
-        read = {name: read_elem(raw[name]) for name in ("var", "varm") if name in raw}
-        rest["raw"] = {"X": _matrix(raw["X"]), **read}
-    return anndata.AnnData(
-        stored.get("X"),
-        obs=obs,
-        var=var,
-        layers={name: stored[f"layers[{name!r}]"] for name in layers},
-        **rest,
-    )
+        with _reading("raw", where):
+            parts = {name: read_elem(raw[name]) for name in ("var", "varm") if name in raw}
+            read["raw"] = {"X": _matrix(raw["X"]), **parts}
+    with _reading("the AnnData", where):
+        return anndata.AnnData(
+            stored.get("X"),
+            layers={name: stored[f"layers[{name!r}]"] for name in layers},
+            **read,
+        )
+
+
+@contextmanager
+def _reading(entry: str, where: Path) -> Iterator[None]:
+    """Name what cannot be read: damage can make anndata, HDF5 and zarr raise anything."""
+    try:
+        yield
+    except PyroviError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{where} is damaged, or written by a newer anndata: {entry} cannot be read "
+            f"({type(error).__name__}: {error}). Copy or write it again."
+        ) from error
 
 
 def _matrix(node: Any) -> Any:
@@ -147,7 +201,7 @@ def _matrix(node: Any) -> Any:
     if encoding in ("csr_matrix", "csr"):
         return StoredMatrix(CSRSource(sparse_dataset(node)))
     if encoding in ("csc_matrix", "csc"):
-        return sparse_dataset(node)
+        return StoredColumns(sparse_dataset(node))
     if hasattr(node, "dtype") and len(node.shape) == 2:
         return StoredMatrix(ArraySource(node))
     return read_elem(node)

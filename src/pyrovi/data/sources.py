@@ -18,6 +18,7 @@ from anndata.abc import CSRDataset
 from anndata.io import sparse_dataset
 from numpy.typing import NDArray
 
+from pyrovi.data.damage import check_columns, check_pointers, check_readable, place, stamp
 from pyrovi.errors import DataError
 
 READ_BYTES = 2**24
@@ -114,26 +115,25 @@ class ArraySource:
         self.source = array
         self.shape: tuple[int, ...] = (*array.shape, 1) if len(array.shape) == 1 else array.shape
         self.dtype: np.dtype[Any] = array.dtype
+        self.chunk_rows = int(array.chunks[0]) if array.chunks else 1
+        self._opened = stamp(array)
 
     @property
     def row_bytes(self) -> int:
         """Size of a row."""
-        return int(np.prod(self.shape[1:])) * self.source.dtype.itemsize
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows of a chunk."""
-        return int(self.source.chunks[0]) if self.source.chunks else 1
+        return max(1, int(np.prod(self.shape[1:])) * self.dtype.itemsize)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop - 1``."""
-        return np.asarray(self.source[start:stop]).reshape(-1, *self.shape[1:])
+        """Rows ``start`` to ``stop - 1``; :class:`DataError` if the store is not there any more."""
+        check_readable(self.source, self._opened)
+        rows = np.asarray(self.source[start:stop])
+        return rows.reshape(len(rows), *self.shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:
-        return _closed(self.__dict__)
+        return closed(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(_reopened(state))
+        self.__dict__.update(reopened(state))
 
 
 class CSRSource:
@@ -153,11 +153,23 @@ class CSRSource:
         self.source = dataset
         self.shape: tuple[int, ...] = tuple(dataset.shape)
         self.dtype: np.dtype[Any] = np.dtype(dataset.dtype)
+        self._opened = stamp(dataset.group)
 
     @cached_property
     def _parts(self) -> tuple[NDArray[np.int64], Any, Any]:
         group = self.source.group
-        return np.asarray(group["indptr"][:], dtype=np.int64), group["indices"], group["data"]
+        check_readable(group, self._opened)
+        try:
+            pointers, indices, data = (group[name] for name in ("indptr", "indices", "data"))
+        except KeyError as error:
+            raise DataError(
+                f"{place(group)} is damaged: it has {sorted(group)}. Expected indptr, indices and "
+                "data: copy or write it again."
+            ) from error
+        indptr = np.asarray(pointers[:], dtype=np.int64)
+        n_values = min(indices.shape[0], data.shape[0])
+        check_pointers(indptr, self.shape, n_values, place(group))
+        return indptr, indices, data
 
     @property
     def row_bytes(self) -> int:
@@ -180,23 +192,29 @@ class CSRSource:
         return bool(self.source.group.attrs.get(SHUFFLED, False))
 
     def read(self, start: int, stop: int) -> Any:
-        """Rows ``start`` to ``stop - 1``."""
+        """Rows ``start`` to ``stop - 1``; :class:`DataError` if the store is damaged or gone."""
+        check_readable(self.source.group, self._opened)
         indptr, indices, data = self._parts
         first, last = int(indptr[start]), int(indptr[stop])
+        columns = indices[first:last]
+        check_columns(columns, self.shape[1], place(self.source.group))
         return sp.csr_matrix(
-            (data[first:last], indices[first:last], indptr[start : stop + 1] - first),
+            (data[first:last], columns, indptr[start : stop + 1] - first),
             shape=(stop - start, self.shape[1]),
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return _closed({key: value for key, value in self.__dict__.items() if key != "_parts"})
+        return closed({key: value for key, value in self.__dict__.items() if key != "_parts"})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(_reopened(state))
+        self.__dict__.update(reopened(state))
 
 
-def _closed(attributes: dict[str, Any]) -> dict[str, Any]:
-    # HDF5 handles cannot be pickled: worker processes that are not forked reopen the file.
+def closed(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes for pickling, with the place of an HDF5 node instead of ``source`` itself.
+
+    HDF5 handles cannot be pickled: worker processes that are not forked reopen the file.
+    """
     state = dict(attributes)
     node = getattr(state["source"], "group", state["source"])
     if isinstance(node, h5py.Dataset | h5py.Group):
@@ -204,7 +222,8 @@ def _closed(attributes: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _reopened(state: dict[str, Any]) -> dict[str, Any]:
+def reopened(state: dict[str, Any]) -> dict[str, Any]:
+    """Attributes from what :func:`closed` gave."""
     if not isinstance(state["source"], tuple):
         return state
     path, name = state["source"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pyrovi._lazy import require
 from pyrovi.data.containers import preview
-from pyrovi.data.opening import open_root, opened, store_suffix
+from pyrovi.data.opening import open_root, opened, store_path, store_suffix
 from pyrovi.data.sources import SHUFFLED, CellSource, MemorySource, disk_source
 from pyrovi.data.stored_matrix import StoredMatrix
 from pyrovi.errors import DataError, MissingKeyError
@@ -81,7 +81,7 @@ def shuffled_store(
     ------
     DataError
         If a file does not exist or is damaged, variables differ, names of observations repeat, a
-        matrix is stored by column, or ``out`` exists.
+        matrix is stored by column, there are no observations, or ``out`` exists.
     MissingKeyError
         If a file lacks the layer.
     MissingExtraError
@@ -92,7 +92,7 @@ def shuffled_store(
     given = [paths] if isinstance(paths, str | os.PathLike | anndata.AnnData) else list(paths)
     if not given:
         raise DataError("paths is empty; name at least one .h5ad file or .zarr folder")
-    target = Path(out)
+    target = store_path(out)
     store_suffix(target, exists=False)
     with ExitStack() as stack:
         parts = [_part(item, f"paths[{number}]", stack) for number, item in enumerate(given)]
@@ -101,6 +101,8 @@ def shuffled_store(
         sources = [matrix_of(adata, name, layer) for name, adata in parts]
         var = common_var(cells, names)
         obs = joined_obs(cells, names)
+        if not len(obs):
+            raise DataError(f"{preview(names)} hold no observations; expected at least one.")
         order = generator("shuffled store", seed=seed).permutation(len(obs))
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
@@ -126,7 +128,7 @@ def _part(item: Cells, name: str, stack: ExitStack) -> tuple[str, anndata.AnnDat
                 "into memory. Expected one of pyrovi.data.open_store, whose subsets stay on disk."
             )
         return name, item
-    path = Path(item)
+    path = store_path(item)
     root = open_root(path)
     if isinstance(root, h5py.File):
         stack.enter_context(root)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyrovi.data import sources
 from pyrovi.data.anndata_hooks import teach_anndata
+from pyrovi.data.containers import preview
 from pyrovi.data.joined import JoinedSource
 from pyrovi.data.sources import CellSource, increasing, is_fork_safe, read_in_order
 from pyrovi.errors import DataError
@@ -25,21 +26,23 @@ class StoredMatrix(CSRDataset):
     """A :class:`~pyrovi.data.CellSource` as ``X``, a layer or an entry of ``obsm`` of an AnnData.
 
     It cannot be written to. A subset of the AnnData (``adata[cells, genes]``) holds a selection,
-    which is not read either; ``to_memory``, ``toarray`` and indexing (``X[:]``) read. Selections
-    are read fastest in the order of the store, as those by a mask are. To anndata it is a
-    ``CSRDataset``, dense or not (:attr:`is_sparse` tells): it knows no other matrix of this kind.
+    which is not read either; ``to_memory``, ``toarray`` and indexing (``X[:]``) read. What indexing
+    gives always has rows and columns: ``X[0]`` is of shape (1, n), ``X[0, 0]`` of (1, 1).
+    Selections are read fastest in the order of the store, as those by a mask are. To anndata it is
+    a ``CSRDataset``, dense or not (:attr:`is_sparse` tells): it knows no other matrix of this kind.
 
     Parameters
     ----------
     source
         Where the rows come from. Sparse sources give CSR matrices.
     rows, columns
-        Positions of a selection, in any order; ``None`` for all.
+        Positions of a selection, in any order, or a mask; ``None`` for all.
 
     Raises
     ------
     DataError
-        If the source has no columns, or anndata is of an unknown version.
+        If the source is none or has no columns, there are no such rows or columns, or anndata is
+        of an unknown version.
 
     Examples
     --------
@@ -52,15 +55,21 @@ class StoredMatrix(CSRDataset):
         self, source: CellSource, rows: ArrayLike | None = None, columns: ArrayLike | None = None
     ) -> None:
         teach_anndata(StoredMatrix)
+        lacking = [name for name in ("shape", "is_sparse", "read") if not hasattr(source, name)]
+        if lacking:
+            raise DataError(
+                f"The source is a {type(source).__name__}, which lacks {preview(lacking)}. "
+                "Expected a pyrovi.data.CellSource; a matrix in memory is X of an AnnData as it is."
+            )
         if len(source.shape) < 2:
             raise DataError(
                 f"The source has the shape {source.shape}. Expected rows and columns: give (n, 1) "
                 "as the shape of a single column."
             )
         self.source = source
-        self._rows = None if rows is None else np.asarray(rows, dtype=np.int64)
-        self._columns = None if columns is None else np.asarray(columns, dtype=np.int64)
         n_rows, n_columns, *more = source.shape
+        self._rows = _positions("rows", rows, n_rows)
+        self._columns = _positions("columns", columns, n_columns)
         self.shape = (
             n_rows if self._rows is None else len(self._rows),
             n_columns if self._columns is None else len(self._columns),
@@ -160,11 +169,19 @@ class StoredMatrix(CSRDataset):
     def __reduce__(self) -> tuple[Any, ...]:
         return (StoredMatrix, (self.source, self._rows, self._columns))
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise DataError(
+            f"A matrix of shape {self.shape} that stays in its store cannot be written to. Copy "
+            "the AnnData first, adata.to_memory(), or give it another matrix, adata.X = matrix (a "
+            "subset: adata = adata[cells, genes].copy())."
+        )
+
     def __array__(self, *args: Any, **kwargs: Any) -> NDArray[Any]:
         raise DataError(
             f"A matrix of shape {self.shape} that stays in its store is wanted as an array in "
             "memory. Read it first: adata.to_memory(), or adata[cells, genes].to_memory() for a "
-            "part. anndata.concat joins stores of the same variables in the same order."
+            "part. anndata.concat joins stores if all matrices stay on disk, by row, and have the "
+            "same variables in the same order: select them first, adata[:, names]."
         )
 
     def __array_function__(
@@ -176,6 +193,19 @@ class StoredMatrix(CSRDataset):
             if all(isinstance(part, StoredMatrix) for part in parts):
                 return StoredMatrix(JoinedSource(parts, shuffled=False))
         return self.__array__()
+
+
+def _positions(name: str, index: ArrayLike | None, length: int) -> NDArray[np.int64] | None:
+    """Positions of a selection, as the constructor got it."""
+    if index is None:
+        return None
+    try:
+        return _composed(None, index, length)
+    except IndexError as error:
+        raise DataError(
+            f"{name} of a StoredMatrix cannot be selected: {error}. Expected positions below "
+            f"{length}, or a mask of that length."
+        ) from error
 
 
 def _composed(own: NDArray[np.int64] | None, index: Any, length: int) -> NDArray[np.int64] | None:

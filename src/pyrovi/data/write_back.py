@@ -52,7 +52,8 @@ def blank_copy(
     """New data with the names, the columns of ``obs`` and ``var``, and what the fields read.
 
     Matrices that no field reads are left out: what had been computed from the old values would not
-    belong to the new ones. The id of the setup is kept.
+    belong to the new ones. Where a field reads some of the variables only, the copy has these
+    alone. The id of the setup is kept.
 
     Parameters
     ----------
@@ -86,6 +87,10 @@ def blank_copy(
 
 
 def _blank_part(part: Any, fields: Sequence[AnnDataField], kept: Sequence[AnnDataField]) -> AnnData:
+    plain = [f.field if isinstance(f, MuDataField) else f for f in fields]
+    for field in plain:
+        if isinstance(field, LayerField) and field.var_names is not None:
+            part = part[:, field.var_names]
     made = AnnData(obs=part.obs.copy(), var=part.var.copy())
     if any(field.attr_name == "X" for field in kept):
         made.X = _copied(part.X)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import multiprocessing
@@ -100,8 +101,8 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
     ------
     DataError
         If there is no manager, ``batch_size`` is no positive whole number, ``indices`` select
-        nothing or do not fit the data, options exclude one another, no minibatch would be left, or
-        forked workers cannot read the data.
+        nothing or do not fit the data, options are unknown or exclude one another, no minibatch
+        would be left, or forked workers cannot read the data.
     MissingKeyError
         If a field is not registered.
     """
@@ -175,6 +176,12 @@ class AnnDataLoader(ResumableLoader, DataLoader[Any]):
                 )
             else:
                 order = BatchSampler(self.indices, batch_size, shuffle, drop_last, seed=seed)
+        known = inspect.signature(DataLoader).parameters
+        if unknown := [name for name in kwargs if name not in known]:
+            raise DataError(
+                f"{', '.join(map(repr, unknown))} is no option of a loader. Expected those of "
+                f"AnnDataLoader and of torch.utils.data.DataLoader: {', '.join(known)}."
+            )
         # torch draws a base seed from its global generator at each iteration unless given one.
         kwargs.setdefault(
             "generator", torch.Generator().manual_seed(derive_seed("loader", seed=seed))

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from anndata.abc import CSCDataset
 from numpy.typing import NDArray
 
+from pyrovi.data.damage import check_csr
 from pyrovi.data.sources import CellSource, disk_source, read_in_order, read_rows
 from pyrovi.errors import DataError
 
@@ -85,7 +86,7 @@ class SparseRows(Rows):
             index = np.int64 if wide else np.int32
             matrix.indptr = matrix.indptr.astype(index, copy=False)
             matrix.indices = matrix.indices.astype(index, copy=False)
-        _check_csr(matrix)
+        check_csr(matrix)
         self.source = matrix
         self.shape = matrix.shape
         self._unique = bool(matrix.has_canonical_format)
@@ -114,23 +115,6 @@ def _no_such_row(n_rows: int, index: NDArray[np.int64]) -> IndexError:
     return IndexError(
         f"There are {n_rows} rows, got positions from {index.min()} to {index.max()}."
     )
-
-
-def _check_csr(matrix: Any) -> None:
-    """Refuse a matrix that points outside of itself: compiled loops would follow it anywhere."""
-    indptr, indices, columns = matrix.indptr, matrix.indices, matrix.shape[1]
-    n_values = min(len(indices), len(matrix.data))
-    sound = len(indptr) == matrix.shape[0] + 1 and indptr[0] == 0 and indptr[-1] <= n_values
-    if not sound or (np.diff(indptr) < 0).any():
-        raise DataError(
-            f"A CSR matrix of shape {matrix.shape} with {n_values} values is damaged: indptr must "
-            "begin at 0, never fall and end at the number of values. Read or build it anew."
-        )
-    if len(indices) and not 0 <= indices.min() <= indices.max() < columns:
-        raise DataError(
-            f"A CSR matrix with {columns} columns is damaged: its indices reach from "
-            f"{indices.min()} to {indices.max()}. Read or build it anew."
-        )
 
 
 class BackedRows(Rows):

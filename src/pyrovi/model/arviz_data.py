@@ -18,6 +18,7 @@ from pyrovi.errors import ModelError
 from pyrovi.model.arviz_request import Request
 from pyrovi.module.base import evaluation_mode
 from pyrovi.module.ledger import Role, Site
+from pyrovi.module.minified import is_minified, no_counts
 from pyrovi.module.plates import OBS_PLATE
 from pyrovi.posterior.labels import label
 from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
@@ -140,6 +141,8 @@ def observed_values(model: BaseModelClass, minibatch: Minibatch) -> dict[str, Te
     minibatch
         Real observations, on the model's device.
     """
+    if is_minified(minibatch):
+        raise no_counts("What has been observed")
     module = model.module
     with torch.no_grad(), evaluation_mode(module), stream("observed values"):
         latents = latent_values(guide_trace(module, minibatch, {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -36,6 +36,7 @@ from pyrovi.model import (
     restarts,
     rows,
     simulation,
+    start,
     summary,
     training,
 )
@@ -206,7 +207,8 @@ class BaseModelClass(ABC):
     def manager_of(self, adata: AnyData | AnnDataManager | None) -> AnnDataManager:
         """Manager of the data of a query: the model's own, or one transferred to ``adata``.
 
-        A manager is returned as it is: a query of several steps matches its data only once.
+        A manager is returned as it is: a query of several steps matches its data only once. Data
+        without the column of a partly labelled field count as not labelled.
 
         Raises
         ------
@@ -219,7 +221,7 @@ class BaseModelClass(ABC):
             return self.adata_manager
         if self._adata_manager is not None and adata is self._adata_manager.adata:
             return self._adata_manager
-        return transferred_manager(type(self), adata, self._registry)
+        return transferred_manager(type(self), adata, self._registry, allow_missing_labels=True)
 
     def loader(
         self, adata: AnyData | None = None, indices: Any = None
@@ -328,22 +330,17 @@ class BaseModelClass(ABC):
 
         return SVITrainingPlan
 
-    def initialise(self, train_indices: np.ndarray) -> None:  # noqa: B027 - most need not
-        """Set initial values from the data; called before the first step of SVI.
-
-        Nothing is done unless a subclass knows where its guide had better begin.
-
-        Parameters
-        ----------
-        train_indices
-            Positions of the training observations; no others may be looked at.
-        """
-
     def data_splitter_class(self) -> type[DataSplitter]:
         """Class that divides the data for training and makes the loaders."""
         from pyrovi.dataloaders import DataSplitter
 
         return DataSplitter
+
+    def prepare_training(self) -> None:  # noqa: B027 (may be left as it is)
+        """What a subclass does before each fit by SVI, restarts included; nothing by default."""
+
+    def finish_training(self) -> None:  # noqa: B027 (may be left as it is)
+        """What a subclass does after each fit by SVI, such as to calibrate what it predicts."""
 
     # ------------------------------------------------------------------ what a user does
 
@@ -355,6 +352,10 @@ class BaseModelClass(ABC):
     get_var_names = registry_access.get_var_names
     transfer_fields = registry_access.transfer_fields
     load_registry = staticmethod(registry_access.load_registry)
+
+    starts: ClassVar[Mapping[str, Callable[[Any, Any], Any]]] = start.STARTS
+    """What ``train(start=)`` names -> function of the model and the positions of the training
+    observations, which puts the parameters where training is to begin."""
 
     train = training.train
     restart_history = restarts.restart_history

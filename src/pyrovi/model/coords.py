@@ -24,7 +24,8 @@ def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.n
 
     ``"obs"`` is the observations' names, ``"var"`` the variables'. Any other dimension that is
     named like a registry key takes that field's categories or column names, and so does that of the
-    columns of a field; dimensions the data do not know have none.
+    columns of a field, and one that the module says is along a field (``dim_fields``); dimensions
+    the data do not know have none.
 
     Parameters
     ----------
@@ -37,6 +38,7 @@ def model_coords(model: BaseModelClass, manager: AnnDataManager, positions: np.n
     """
     registered = model.registry["field_registries"]
     keys = {dim: key for key, dim in column_dims(model.registry).items()}
+    keys |= model.module.dim_fields
 
     def coords(dim: str) -> np.ndarray | None:
         if dim == OBS_PLATE:

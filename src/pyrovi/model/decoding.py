@@ -21,7 +21,12 @@ from pyrovi.errors import MissingKeyError, ModelError, UnseenCategoryError
 from pyrovi.model.draws import posterior_globals
 from pyrovi.posterior.engine import Intervention, bounded_batch_size, stream_query
 from pyrovi.posterior.importance import resampled_latents
-from pyrovi.posterior.stories import guide_trace, latent_values, model_trace
+from pyrovi.posterior.stories import (
+    guide_trace,
+    intervened_latents,
+    latent_values,
+    model_trace,
+)
 from pyrovi.posterior.vectorise import Story
 
 if TYPE_CHECKING:
@@ -143,8 +148,9 @@ def stream_decoded(
     manager, positions
         The data, and which cells of them.
     batches
-        Codes of the batches to decode in. The same latent draws are decoded in each of them, and
-        what is read is averaged.
+        Codes of the batches to decode in. The same latent draws are decoded in each of them (but
+        for what follows the batch, see ``PyroBaseModule.follows_interventions``), and what is read
+        is averaged.
     num_samples
         Number of draws ``S``.
     weights
@@ -178,9 +184,11 @@ def stream_decoded(
             else:
                 latents = latent_values(guide_trace(module, minibatch, values))
             decoded = []
-            for intervene in interventions:
-                seen = intervene(minibatch)
-                trace = model_trace(module, seen, latents, predictive=predictive)
+            for code, intervene in zip(batches, interventions, strict=True):
+                seen, drawn = intervene(minibatch), latents
+                if code is not None:
+                    drawn = intervened_latents(module, seen, latents)
+                trace = model_trace(module, seen, drawn, predictive=predictive)
                 decoded.append(read(trace.nodes))
             if len(decoded) == 1:
                 return decoded[0]

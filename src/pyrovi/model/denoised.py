@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
 from pyrovi.model.decoding import (
-    Reader,
     batch_codes,
     gene_positions,
     likelihood_of,
@@ -70,7 +69,7 @@ def posterior_predictive_sample(
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
     if n_samples > 1:
-        _check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
+        check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
     counts = (
         values["X"].cpu().numpy()
         for values in stream_decoded(
@@ -138,22 +137,53 @@ def get_feature_correlation_matrix(
     ModelError
         If an option has no meaning, or the draws would be too large.
     """
+    genes = gene_positions(model, gene_list)
+
+    def draw(code: int | None) -> np.ndarray:
+        return denoised_samples(
+            model, adata, indices, n_samples=n_samples, batch_size=batch_size,
+            rna_size_factor=rna_size_factor, batch=code, genes=genes, seed=seed,
+        )  # fmt: skip
+
+    codes = batch_codes(model, transform_batch)
+    return correlations(draw, codes, model.var_names[genes], correlation_type)
+
+
+def correlations(
+    draw: Callable[[int | None], np.ndarray],
+    codes: Sequence[int | None],
+    names: pd.Index,
+    correlation_type: Literal["spearman", "pearson"],
+) -> pd.DataFrame:
+    """Correlations of features over cells and draws, averaged over the batches to decode in.
+
+    Parameters
+    ----------
+    draw
+        Function that gives, for the code of a batch, an array of ``(cells * draws, features)``; it
+        may be written into.
+    codes
+        Codes of the batches.
+    names
+        Names of the features.
+    correlation_type
+        ``"spearman"`` or ``"pearson"``.
+
+    Raises
+    ------
+    ModelError
+        If ``correlation_type`` is neither.
+    """
     if correlation_type not in ("spearman", "pearson"):
         raise ModelError(
             f"correlation_type must be 'spearman' or 'pearson', got {correlation_type!r}."
         )
-    genes = gene_positions(model, gene_list)
-    total = np.zeros((len(genes), len(genes)))
-    codes = batch_codes(model, transform_batch)
+    total = np.zeros((len(names), len(names)))
     for code in codes:
-        draws = denoised_samples(
-            model, adata, indices, n_samples=n_samples, batch_size=batch_size,
-            rna_size_factor=rna_size_factor, batch=code, genes=genes, seed=seed,
-        )  # fmt: skip
+        draws = draw(code)
         if correlation_type == "spearman":
             _rank_columns(draws)
         total += _pearson(draws)
-    names = model.var_names[genes]
     return pd.DataFrame(total / len(codes), index=names, columns=names)
 
 
@@ -175,12 +205,12 @@ def denoised_samples(
     """
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
-    _check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
+    check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
     parts = [
         values["denoised"].cpu().numpy().reshape(-1, len(genes))
         for values in stream_decoded(
             model,
-            _read_denoised(rna_size_factor, genes),
+            lambda nodes: {"denoised": denoised_genes(nodes, rna_size_factor, genes)},
             manager,
             positions,
             batches=[batch],
@@ -192,17 +222,18 @@ def denoised_samples(
     return np.concatenate(parts)
 
 
-def _read_denoised(size_factor: float, genes: np.ndarray) -> Reader:
-    def read(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
-        fn, rho = likelihood_of(nodes), nodes["rho"]["value"]
-        chosen = torch.as_tensor(genes, device=rho.device)
-        rate = size_factor * rho[..., chosen]
-        if hasattr(fn, "theta"):
-            theta = fn.theta[..., chosen]
-            rate = torch._standard_gamma(theta.contiguous()) * rate / theta
-        return {"denoised": rate}
+def denoised_genes(nodes: Mapping[str, Any], size_factor: float, genes: np.ndarray) -> Tensor:
+    """Draw of the denoised expression of genes, from the nodes of a model trace."""
+    fn, rho = likelihood_of(nodes), nodes["rho"]["value"]
+    chosen = torch.as_tensor(genes, device=rho.device)
+    rate = size_factor * rho[..., chosen]
+    return gamma_rate(rate, fn.theta[..., chosen]) if hasattr(fn, "theta") else rate
 
-    return read
+
+def gamma_rate(mean: Tensor, inverse_dispersion: Tensor) -> Tensor:
+    """Draw of the rate of the Poisson counts that a negative binomial distribution mixes."""
+    shape = inverse_dispersion.expand(mean.shape).contiguous()
+    return torch._standard_gamma(shape) * mean / shape
 
 
 def _rank_columns(values: np.ndarray) -> None:
@@ -229,7 +260,14 @@ def _pearson(values: np.ndarray) -> np.ndarray:
     return np.clip(correlation, -1, 1)
 
 
-def _check_size(elements: int, options: str) -> None:
+def check_size(elements: int, options: str) -> None:
+    """Refuse to hold more numbers than :data:`~pyrovi.model.queries.MAX_ELEMENTS`.
+
+    Raises
+    ------
+    ModelError
+        Naming the options that make it less.
+    """
     if elements > MAX_ELEMENTS:
         raise ModelError(
             f"The draws would be {elements:.2g} numbers ({elements * 4 / 2**30:.0f} GiB). Ask for "

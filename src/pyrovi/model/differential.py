@@ -10,29 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyrovi._constants import REGISTRY_KEYS
-from pyrovi._rng import derive_seed, generator
-from pyrovi._settings import settings
 from pyrovi.data import AnnDataManager
-from pyrovi.errors import ModelError
-from pyrovi.model.decoding import Weights, batch_codes, read_sites, spread_draws, stream_decoded
-from pyrovi.model.groups import Comparison, comparisons
-from pyrovi.module.ledger import Role
-from pyrovi.posterior.differential import (
-    change_statistics,
-    estimate_pseudocount,
-    expected_fdr_calls,
-    raw_moments,
-    vanilla_statistics,
-)
+from pyrovi.model.comparing import Features, compare_groups
+from pyrovi.model.decoding import Weights
+from pyrovi.posterior.differential import raw_moments
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
-
-_RAW = {
-    "mean": "raw_mean",
-    "non_zeros_proportion": "non_zeros_proportion",
-    "normalized_mean": "raw_normalized_mean",
-}
 
 
 def differential_expression(
@@ -136,141 +120,14 @@ def differential_expression(
     Boyeau et al.: An empirical Bayes method for differential expression analysis of single cells
     with deep generative models. PNAS 120, e2209124120 (2023).
     """
-    if mode not in ("change", "vanilla"):
-        raise ModelError(f"mode must be 'change' or 'vanilla', got {mode!r}.")
-    _refuse_globals(model)
-    manager = model.manager_of(adata)
-    tasks = comparisons(manager.adata.obs, groupby, group1, group2, idx1, idx2)
-    batches = _batches(model, batch_correction, batchid1, batchid2)
-    cells = np.stack([cells for task in tasks for cells in (task.cells1, task.cells2)])
-    raw = raw_moments(manager.get_from_registry(REGISTRY_KEYS.X_KEY), cells)
-    tables = []
-    for i, task in enumerate(_progress(tasks, silent)):
-        draws = [
-            _draw_scales(
-                model, manager, members, codes, n_samples_overall, weights, batch_size,
-                # each group has a stream of its own: paired draws have to be independent
-                derive_seed("differential", str(task.name1), str(task.name2), side, seed=seed),
-            )
-            for side, members, codes in zip(
-                (1, 2), (task.cells1, task.cells2), batches, strict=True
-            )
-        ]  # fmt: skip
-        moments = {name: (values[2 * i], values[2 * i + 1]) for name, values in raw.items()}
-        table: dict[str, Any]
-        if mode == "vanilla":
-            table = vanilla_statistics(*draws) | _means(*draws)
-        else:
-            table = _change(draws, moments["mean"], delta, pseudocounts, test_mode)
-        if all_stats:
-            for name, column in _RAW.items():
-                table[f"{column}1"], table[f"{column}2"] = moments[name]
-        if mode == "change":
-            called = expected_fdr_calls(table["proba_de"], fdr_target)
-            table[f"is_de_fdr_{fdr_target}"] = called
-        tables.append(_label(table, task, model.var_names, mode))
-    return pd.concat(tables)
+    options = {k: v for k, v in locals().items() if k != "model"}
+    return compare_groups(model, genes_of(model), **options)
 
 
-def _draw_scales(
-    model: BaseModelClass,
-    manager: AnnDataManager,
-    cells: NDArray[np.bool_],
-    batches: Sequence[int | None],
-    num_draws: int,
-    weights: Weights,
-    batch_size: int | None,
-    seed: int,
-) -> NDArray[np.float32]:
-    """Draws of the average posterior of a group, equal shares in each batch, ``(S, genes)``."""
-    rows = spread_draws(np.flatnonzero(cells), num_draws, generator("draws", "cells", seed=seed))
-    result = np.empty((num_draws, len(model.var_names)), dtype=np.float32)
-    filled = 0
-    for share, code in zip(np.array_split(rows, len(batches)), batches, strict=True):
-        if not len(share):
-            continue
-        for values in stream_decoded(
-            model,
-            read_sites(["rho"]),
-            manager,
-            share,
-            batches=[code],
-            weights=weights,
-            batch_size=batch_size,
-            seed=derive_seed("batch", str(code), seed=seed),
-        ):
-            block = values["rho"][0].cpu().numpy()
-            result[filled : filled + len(block)] = block
-            filled += len(block)
-    return result
+def genes_of(model: BaseModelClass) -> Features:
+    r"""The genes of a model, compared by their normalised expression :math:`\rho`."""
+    return Features(model.var_names, lambda nodes: nodes["rho"]["value"], _gene_counts)
 
 
-def _change(
-    draws: Sequence[NDArray[Any]],
-    raw_means: Sequence[NDArray[Any]],
-    delta: float,
-    pseudocounts: float | None,
-    test_mode: Literal["two", "three"],
-) -> dict[str, Any]:
-    if pseudocounts is None:
-        pseudocounts = estimate_pseudocount(
-            draws[0], draws[1], raw_means[0] == 0, raw_means[1] == 0
-        )
-    statistics = change_statistics(
-        *draws, delta=delta, pseudocounts=pseudocounts, test_mode=test_mode
-    )
-    first = ("proba_de", "proba_not_de", "bayes_factor")
-    return {
-        **{name: statistics.pop(name) for name in first},
-        **_means(*draws),
-        "pseudocounts": pseudocounts,
-        "delta": delta,
-        **statistics,
-    }
-
-
-def _means(draws1: NDArray[Any], draws2: NDArray[Any]) -> dict[str, Any]:
-    return {"scale1": draws1.mean(0, dtype=float), "scale2": draws2.mean(0, dtype=float)}
-
-
-def _label(table: dict[str, Any], task: Comparison, genes: pd.Index, mode: str) -> pd.DataFrame:
-    frame = pd.DataFrame(table, index=genes)
-    frame["comparison"] = f"{task.name1} vs {task.name2}"
-    frame["group1"], frame["group2"] = task.name1, task.name2
-    key = "proba_de" if mode == "change" else "bayes_factor"
-    return frame.sort_values(key, ascending=False, kind="stable")
-
-
-def _batches(
-    model: BaseModelClass, batch_correction: bool, batchid1: Any, batchid2: Any
-) -> tuple[Sequence[int | None], Sequence[int | None]]:
-    if not batch_correction:
-        if batchid1 is not None or batchid2 is not None:
-            raise ModelError(
-                "batchid1 and batchid2 say which batches to decode in; pass batch_correction=True "
-                "too."
-            )
-        return [None], [None]
-    known = list(range(model.summary_stats.n_batch))
-    first, second = (
-        known if names is None else batch_codes(model, names) for names in (batchid1, batchid2)
-    )
-    # in one order, so that pairs of draws share a batch where both groups have the same ones
-    return sorted(first, key=str), sorted(second, key=str)
-
-
-def _refuse_globals(model: BaseModelClass) -> None:
-    if names := model.sites.names(Role.GLOBAL):
-        raise ModelError(
-            f"differential_expression draws cells independently, but {', '.join(names)} is shared "
-            "by all cells. Compare joint draws from sample_posterior('rho') with "
-            "pyrovi.posterior.differential.change_statistics."
-        )
-
-
-def _progress(tasks: Sequence[Comparison], silent: bool) -> Any:
-    if silent or len(tasks) == 1 or not settings.enable_progress_bar:
-        return tasks
-    from rich.progress import track
-
-    return track(tasks, description="Differential expression", transient=True)
+def _gene_counts(manager: AnnDataManager, cells: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    return raw_moments(manager.get_from_registry(REGISTRY_KEYS.X_KEY), cells)

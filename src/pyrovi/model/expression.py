@@ -93,7 +93,7 @@ def get_normalized_expression(
     ModelError
         If an option has no meaning.
     """
-    _check_library_size(library_size)
+    check_library_size(library_size)
     genes = gene_positions(model, gene_list)
     manager = model.manager_of(adata)
     positions = rows = resolve_indices(indices, manager.n_obs)
@@ -261,7 +261,14 @@ def _reduced(draws: Tensor, average: bool) -> NDArray[Any]:
     return (draws.mean(0) if average else draws).cpu().numpy()
 
 
-def _check_library_size(library_size: Any) -> None:
+def check_library_size(library_size: Any) -> None:
+    """Refuse what is no library size.
+
+    Raises
+    ------
+    ModelError
+        If it is neither "latent" nor a positive number.
+    """
     if library_size == "latent":
         return
     number = isinstance(library_size, (int, float, np.integer, np.floating))

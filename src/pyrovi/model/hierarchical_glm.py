@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from anndata import AnnData
@@ -26,7 +26,7 @@ from pyrovi.model.coords import model_coords
 from pyrovi.model.glm_design import check_identified, standardisation
 from pyrovi.model.glm_start import start_near_posterior
 from pyrovi.model.new_observations import predict_new
-from pyrovi.model.scvi import check_size_factor
+from pyrovi.model.setup import check_size_factor
 from pyrovi.model.training import note_options
 from pyrovi.model.training_data import training_batch_size
 from pyrovi.module.hierarchical_glm import NegativeBinomialGLMM
@@ -222,15 +222,14 @@ class HierarchicalGLM(BaseModelClass):
 
     # ------------------------------------------------------------------ training and prediction
 
-    def initialise(self, train_indices: np.ndarray) -> None:
-        """Start the guide at a fit by penalised quasi-likelihood."""
-        start_near_posterior(self, train_indices)
+    starts: ClassVar[Mapping[str, Any]] = {"quasi-likelihood": start_near_posterior}
 
     def train(self, max_epochs: int | None = None, *, method: str = "svi", **options: Any) -> None:
         """Fit the model; see :meth:`BaseModelClass.train` for all options.
 
         By default all cells are trained on, in minibatches of 1024 and about 2000 steps, whose rate
-        falls, and the parameters are averaged; there is no KL warm-up. For a handful of genes,
+        falls, and the parameters are averaged; there is no KL warm-up. The guide starts at a fit by
+        penalised quasi-likelihood (``start="quasi-likelihood"``). For a handful of genes,
         ``method="nuts"`` gives draws of the exact posterior.
 
         Parameters
@@ -268,6 +267,7 @@ class HierarchicalGLM(BaseModelClass):
             "batch_size": size if size is None or size < n_obs else None,
             "max_epochs": math.ceil(STEPS / steps_per_epoch),
             "averaging": True,
+            "start": "quasi-likelihood",
             "plan_kwargs": plan | asked,
         }
         if not {"train_size", "datasplitter_kwargs"} & options.keys():

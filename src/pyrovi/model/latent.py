@@ -108,8 +108,9 @@ def get_latent_representation(
         return guide_moments(model, "z", adata, indices, batch_size)
     options: dict[str, Any] = {"adata": adata, "indices": indices, "batch_size": batch_size}
     if not give_mean:
-        return model.sample_posterior("latent", num_samples=1, **options)["latent"].values[0]
-    if model.module.latent_distribution == "normal":
+        site = "latent" if "latent" in model.sites else "z"
+        return model.sample_posterior(site, num_samples=1, **options)[site].values[0]
+    if getattr(model.module, "latent_distribution", "normal") == "normal":
         return guide_moments(model, "z", **options)[0]
     draws = model.sample_posterior("latent", num_samples=mc_samples, reduce="mean", **options)
     return draws["latent"].values

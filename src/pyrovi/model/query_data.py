@@ -13,7 +13,7 @@ from scipy import sparse
 
 from pyrovi.data.checks import check_unique_names
 from pyrovi.data.containers import is_backed, preview
-from pyrovi.errors import DataError
+from pyrovi.errors import DataError, ModelError
 from pyrovi.model.persistence import read_description
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ def _var_names(reference_model: str | Path | BaseModelClass) -> pd.Index:
 
     if isinstance(reference_model, str | Path):
         return registry_var_names(read_description(reference_model)["registry"])
+    if not hasattr(reference_model, "var_names"):
+        raise ModelError(
+            f"reference_model is a {type(reference_model).__name__}. Expected a model, or the "
+            "folder of a saved one."
+        )
     return reference_model.var_names
 
 

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from anndata import AnnData
 
 from pyrovi._constants import REGISTRY_KEYS
+from pyrovi.data.containers import row_sums
 from pyrovi.data.fields import (
+    AnnDataField,
     CategoricalJointObsField,
     CategoricalObsField,
     LayerField,
     NumericalJointObsField,
     NumericalObsField,
 )
-from pyrovi.errors import DataError, ModelError
+from pyrovi.errors import ModelError
 from pyrovi.model import (
     abundance,
     denoised,
     differential,
     expression,
     latent,
+    minified,
     query_data,
     reference,
 )
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.setup import check_size_factor
 from pyrovi.module.vae import VAE
 
 
@@ -59,6 +63,8 @@ class SCVI(BaseModelClass):
     >>> adata.obsm["X_scVI"] = model.get_latent_representation()
     """
 
+    """The model/guide pair, which a subclass may replace."""
+
     def __init__(
         self,
         adata: AnnData | dict[str, Any] | None = None,
@@ -81,10 +87,9 @@ class SCVI(BaseModelClass):
         means, variances = (None, None)
         if not use_observed_lib_size and not has_size_factor:
             means, variances = self._library_moments(stats.n_batch)
-        self.module = VAE(
+        self.module = self._make_module(
             n_vars=stats.n_vars,
             n_batch=stats.n_batch,
-            n_labels=stats.n_labels,
             n_hidden=n_hidden,
             n_latent=n_latent,
             n_layers=n_layers,
@@ -100,6 +105,9 @@ class SCVI(BaseModelClass):
             library_log_vars=variances,
             **kwargs,
         )
+
+    def _make_module(self, **options: Any) -> VAE:
+        return VAE(n_labels=self.summary_stats.n_labels, **options)
 
     @classmethod
     def setup_anndata(  # type: ignore[override]
@@ -138,15 +146,8 @@ class SCVI(BaseModelClass):
         """
         arguments = locals()
         check_size_factor(adata, size_factor_key)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=is_count_data),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-        ]
-        cls.register(adata, fields, arguments)
+        labels = CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key)
+        cls.register(adata, count_fields(arguments, labels), arguments)
 
     def _has_counts(self, gene_likelihood: str) -> bool:
         """Whether the registered values are counts; others need a likelihood of their own."""
@@ -166,7 +167,7 @@ class SCVI(BaseModelClass):
             return np.zeros(n_batch), np.ones(n_batch)  # a file that is loaded overwrites them
         counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY))[:, 0]
-        log_totals = np.log(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
+        log_totals = np.log(row_sums(counts))
         groups = [log_totals[batch == b] for b in range(n_batch)]
         # a batch without cells here, or with equal totals, takes what all cells have
         mean, variance = log_totals.mean(), log_totals.var() or 1.0
@@ -184,19 +185,29 @@ class SCVI(BaseModelClass):
     differential_expression = differential.differential_expression
     get_aggregated_posterior = abundance.get_aggregated_posterior
     differential_abundance = abundance.differential_abundance
+    minify_adata = minified.minify_adata
     load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
     prepare_query_anndata = staticmethod(query_data.prepare_query_anndata)
 
 
-def check_size_factor(adata: AnnData, key: str | None) -> None:
-    """Size factors multiply the mean: they must be positive (other faults are the field's)."""
-    if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
-        return
-    values = adata.obs[key]
-    bad = np.flatnonzero(values <= 0)
-    if len(bad):
-        raise DataError(
-            f"adata.obs[{key!r}] holds {len(bad)} size factors that are not positive, the first "
-            f"for {values.index[bad[0]]!r} ({values.iloc[bad[0]]!s}). Expected positive numbers: "
-            "recompute them, or drop these rows."
-        )
+def count_fields(arguments: Mapping[str, Any], labels: CategoricalObsField) -> list[AnnDataField]:
+    """Fields of a model of counts with labels.
+
+    Parameters
+    ----------
+    arguments
+        Arguments of :meth:`SCVI.setup_anndata`.
+    labels
+        The field of the labels.
+    """
+    keys = REGISTRY_KEYS
+    return [
+        LayerField(
+            keys.X_KEY, arguments["layer"], is_count_data=arguments.get("is_count_data", True)
+        ),
+        CategoricalObsField(keys.BATCH_KEY, arguments["batch_key"]),
+        labels,
+        NumericalObsField(keys.SIZE_FACTOR_KEY, arguments.get("size_factor_key"), required=False),
+        CategoricalJointObsField(keys.CAT_COVS_KEY, arguments["categorical_covariate_keys"]),
+        NumericalJointObsField(keys.CONT_COVS_KEY, arguments["continuous_covariate_keys"]),
+    ]

@@ -10,10 +10,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pyrovi._constants import UUID_KEY
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import check_registry
-from pyrovi.errors import NotSetUpError, RegistryError
+from pyrovi.errors import DataError, NotSetUpError, RegistryError
+from pyrovi.model.minified_fields import minified_fields
+from pyrovi.module.minified import no_counts
 
 if TYPE_CHECKING:
     from pyrovi.data.fields.base import AnnDataField
@@ -71,14 +75,20 @@ def register(
         "setup_method_name": method_name,
         "setup_args": {k: v for k, v in arguments.items() if k not in drop},
     }
+    fields = list(fields)
+    of_moments = minified_fields(adata, fields)
     manager = AnnDataManager(fields, setup)
     replay = _REPLAY.get()
     if replay is None:
+        if of_moments:
+            raise no_counts("A new setup")
         before = _known_setups(adata)
         manager.register_fields(adata)
-        _RECORDS[manager.adata_uuid] = {**before, model_class: _Record(list(fields), setup)}
+        _RECORDS[manager.adata_uuid] = {**before, model_class: _Record(fields, setup)}
     else:
         manager.register_fields(adata, replay.source_registry, **replay.transfer_kwargs)
+        if of_moments:
+            manager.register_new_fields(of_moments)
         replay.manager = manager
 
 
@@ -168,3 +178,30 @@ def _replay(replay: _Replay) -> Iterator[_Replay]:
         yield replay
     finally:
         _REPLAY.reset(token)
+
+
+def check_size_factor(adata: AnyData, key: str | None) -> None:
+    """Refuse size factors that are not positive: they multiply the mean.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    key
+        Column of ``obs``; ``None`` for none. Other faults are found by its field.
+
+    Raises
+    ------
+    DataError
+        Naming the first that is not positive.
+    """
+    if key is None or key not in adata.obs or adata.obs[key].dtype.kind not in "iuf":
+        return
+    values = adata.obs[key]
+    bad = np.flatnonzero(values <= 0)
+    if len(bad):
+        raise DataError(
+            f"adata.obs[{key!r}] holds {len(bad)} size factors that are not positive, the first "
+            f"for {values.index[bad[0]]!r} ({values.iloc[bad[0]]!s}). Expected positive numbers: "
+            "recompute them, or drop these rows."
+        )

@@ -117,6 +117,10 @@ def _own_elbo(
     return judge(function, mean, guide.init_scale * np.eye(len(order)), noise).elbo
 
 
+STARTS = {"pathfinder": start_near_posterior}
+"""Ways to start that every model has; a class adds its own in ``starts``."""
+
+
 def check_start(start: str | None, model: BaseModelClass) -> None:
     """Refuse a way to start that is unknown, or that the model has no use for.
 
@@ -125,9 +129,10 @@ def check_start(start: str | None, model: BaseModelClass) -> None:
     TrainingError
         Saying what could be used.
     """
-    if start not in (None, "pathfinder"):
-        raise TrainingError(f"start must be None or 'pathfinder', got {start!r}.")
-    if start is not None and not can_start_near(model):
+    if start is not None and start not in model.starts:
+        known = " or ".join(map(repr, [None, *model.starts]))
+        raise TrainingError(f"start must be {known}, got {start!r}.")
+    if start == "pathfinder" and not can_start_near(model):
         raise TrainingError(
             "start='pathfinder' places locations and scales of a guide by name whose sites are all "
             f"global, with at most {MAX_DIM} coordinates, by all observations at once. Leave it "

@@ -13,8 +13,9 @@ from pyrovi.errors import TrainingError
 from pyrovi.model.methods import changed_options, is_fitted_by_svi, train_by
 from pyrovi.model.possible import check_possible
 from pyrovi.model.restarts import drop_restarts, train_restarts
-from pyrovi.model.start import check_start, start_near_posterior
+from pyrovi.model.start import check_start
 from pyrovi.model.training_data import check_batches, training_batch_size, training_splitter
+from pyrovi.module.minified import is_minified, no_counts
 from pyrovi.module.stored import StoredDraws
 
 if TYPE_CHECKING:
@@ -156,10 +157,12 @@ def train(
         parameters. ``"elbo"``: stop when the training ELBO has stopped moving beyond its noise,
         which needs no held-out observations.
     lr
-        Learning rate; short for ``plan_kwargs={"lr": ...}``.
+        Learning rate; short for ``plan_kwargs={"lr": ...}``. ``None``: the one of the module
+        (``module.default_lr``).
     start
         ``"pathfinder"`` puts the locations and scales of a guide by name near the posterior before
-        the first step (see :func:`~pyrovi.model.start.start_near_posterior`).
+        the first step (see :func:`~pyrovi.model.start.start_near_posterior`). Classes may have
+        ways of their own (:attr:`~pyrovi.model.BaseModelClass.starts`).
     n_restarts
         Number of fits, each from initial values, minibatches and noise of its own, on the same
         training observations. The model keeps the best one (by the ELBO of the validation, else of
@@ -197,6 +200,8 @@ def train(
     from pyrovi.train.runner import TrainRunner, choose_plan
 
     manager = model.adata_manager
+    if is_minified(manager.data_registry):
+        raise no_counts("Training")
     manager.validate()  # counts that were overwritten since the setup would train on nonsense
     if max_epochs is None:
         max_epochs = max_epochs_heuristic(manager.n_obs)
@@ -244,10 +249,8 @@ def train(
     _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
     plan_class = model.training_plan_class() if training_plan is None else training_plan
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs, plan_class)
-    if not is_fitted_by_svi(model):
-        model.initialise(data.train_idx)
-        if start is not None:
-            start_near_posterior(model, data.train_idx)
+    if start is not None and not is_fitted_by_svi(model):
+        model.starts[start](model, data.train_idx)
     runner = TrainRunner(
         plan,
         data,
@@ -263,6 +266,7 @@ def train(
     model.test_indices = data.test_idx
     state = None
     model.module.use_posterior(None)  # queries are of the guide again
+    model.prepare_training()
     try:
         runner()
         state = runner.state
@@ -282,6 +286,7 @@ def train(
         model.is_trained = model.is_trained or epochs > 0
     model.to_device(runner.device)
     _fit_held_out_rows(model)
+    model.finish_training()
 
 
 def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, float]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,7 @@ from pyrovi.module.autoguides import (
 from pyrovi.module.guides.discrete import Enumerate
 from pyrovi.module.handlers import is_enumerated, is_latent
 from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
+from pyrovi.module.minified import Minified, is_minified
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
 from pyrovi.module.rows import RowMinibatch, rows_in_place
 from pyrovi.module.shapes import SameShapes, check_shapes
@@ -82,6 +83,15 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     site_dims
         Site -> names of the dimensions of its value that are not plates. Names known to the data
         (``"var"``, ``"obs"``, ``"batch"``, ...) take their coordinates from the registry.
+    dim_fields
+        Name of a dimension -> registry key of the field whose columns (or categories) it is along.
+    warmed_up
+        Observed sites whose likelihood comes in with the KL terms during the warm-up, because
+        latents without KL terms would explain them too well, and go on doing so.
+    follows_interventions
+        Local latent sites that the guide draws given covariates and latents before them, and that
+        are to differ under other covariates. An intervention keeps all other latents, and draws
+        these anew.
 
     Notes
     -----
@@ -90,8 +100,17 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     """
 
     site_dims: Mapping[str, Sequence[str]] = MappingProxyType({})
+    default_lr: float = 1e-3
+    """Learning rate that training by SVI uses unless told otherwise."""
+    dim_fields: Mapping[str, str] = MappingProxyType({})
+    warmed_up: tuple[str, ...] = ()
+    follows_interventions: tuple[str, ...] = ()
     _ledger: SiteLedger | None = None
     _needs_context = False
+    minified_sites: tuple[str, ...] = ()
+    """Local sites that stand for the counts of an observation in minified data: the latent ones
+    that the guide draws from a normal of its own, and deterministic ones computed from the counts.
+    """
     auxiliary_sites: tuple[str, ...] = ()
     """Names of the sites that only the guide has."""
     summed_by_guide: tuple[str, ...] = ()
@@ -155,14 +174,15 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
     def run_model(self, minibatch: Minibatch) -> Any:
         """Run ``model`` on a minibatch, with the minibatch in scope."""
         # what a guide by name leaves to summation, the model need not mark itself
-        with Enumerate(getattr(self.guide, "enumerated_sites", ())):
+        with Enumerate(getattr(self.guide, "enumerated_sites", ())), _stored_moments(minibatch):
             return self._run(self.model, "model", minibatch)
 
     def run_guide(self, minibatch: Minibatch) -> Any:
         """Run ``guide`` (or what :meth:`use_posterior` has put in its place) on a minibatch."""
         if self.posterior is not None:
             return self._run(self.posterior, "posterior", minibatch)
-        return self._run(self.guide, "guide", minibatch)
+        with _stored_moments(minibatch):
+            return self._run(self.guide, "guide", minibatch)
 
     @property
     def posterior(self) -> PyroModule | None:
@@ -392,6 +412,10 @@ def _unmark_enumerated(guide: poutine.Trace) -> tuple[str, ...]:
             node["infer"] = {k: v for k, v in (node["infer"] or {}).items() if k != "enumerate"}
             names.append(name)
     return tuple(names)
+
+
+def _stored_moments(minibatch: Minibatch) -> AbstractContextManager[Any]:
+    return Minified(minibatch) if is_minified(minibatch) else nullcontext()
 
 
 def _within(module: torch.nn.Module, root: torch.nn.Module) -> bool:

@@ -53,14 +53,22 @@ class AnnealKL(Messenger):
         The KL weight.
     summed_out
         Names of the sites that the model sums out.
+    warmed_up
+        Names of observed sites whose likelihood is weighted alike.
     """
 
-    def __init__(self, weight: float | Tensor, summed_out: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        weight: float | Tensor,
+        summed_out: Collection[str] = (),
+        warmed_up: Collection[str] = (),
+    ) -> None:
         super().__init__()
-        self.weight, self.summed_out = weight, summed_out
+        self.weight, self.summed_out, self.warmed_up = weight, summed_out, warmed_up
 
     def _pyro_sample(self, msg: Any) -> None:
-        if is_latent(msg) and msg["name"] not in self.summed_out:
+        is_term = is_latent(msg) and msg["name"] not in self.summed_out
+        if is_term or msg["name"] in self.warmed_up:
             msg["infer"] = {**(msg["infer"] or {}), "unannealed_scale": msg["scale"]}
             msg["scale"] = msg["scale"] * self.weight
 

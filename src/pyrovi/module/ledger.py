@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,11 @@ class SiteLedger(Mapping[str, Site]):
         """Names asked for, or all of the default roles; unknown names raise :class:`ModelError`."""
         if sites is None:
             return self.names(*default_roles)
+        if not isinstance(sites, Iterable):
+            raise ModelError(
+                f"sites is a {type(sites).__name__}. Expected names of sites (data are given by "
+                f"name: adata=...); the model's sites are: {', '.join(self._sites)}"
+            )
         return [self[name].name for name in ([sites] if isinstance(sites, str) else sites)]
 
     def named_after(self, fields: Mapping[str, str]) -> SiteLedger:

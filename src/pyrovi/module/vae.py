@@ -2,7 +2,7 @@ r"""VAE: the model/guide pair of scVI (Lopez et al. 2018, Nature Methods 15:1053
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyro
@@ -27,6 +27,14 @@ _CHOICES = {
     "use_batch_norm": ("encoder", "decoder", "none", "both"),
     "use_layer_norm": ("encoder", "decoder", "none", "both"),
 }
+
+
+class _Seen(NamedTuple):
+    """What the encoders see: features and covariates."""
+
+    x: Tensor
+    categorical: tuple[Tensor, ...]
+    continuous: Tensor | None
 
 
 class VAE(PyroBaseModule):
@@ -122,6 +130,7 @@ class VAE(PyroBaseModule):
         self.use_size_factor_key = use_size_factor_key
         self.latent_library = not use_observed_lib_size and not use_size_factor_key
 
+        self.minified_sites = ("z", "l") if self.latent_library else ("z", "library")
         # a dimension is never called like a site: labelled results hold both under their names
         self.site_dims = {"z": ("latent_dim",), "latent": ("latent_dim",)}
         self.site_dims |= {"library": ("library_size",)}
@@ -137,7 +146,7 @@ class VAE(PyroBaseModule):
             n_vars, n_latent, n_layers, n_hidden, n_cats, n_continuous_cov, n_extra, dropout_rate,
             deeply_inject_covariates, use_batch_norm, use_layer_norm,
         )  # fmt: skip
-        self.decoder = DecoderSCVI(
+        self.decoder = self._make_decoder(
             n_latent + n_extra,
             n_vars,
             n_cat_list=n_cats,
@@ -173,17 +182,9 @@ class VAE(PyroBaseModule):
         """The generative story; see the class."""
         with self.obs_plate():
             z = pyro.sample("z", dist.Normal(X.new_zeros(self.n_latent), 1.0).to_event(1))
-            latent = z.softmax(-1) if self.latent_distribution == "ln" else z
-            latent = pyro.deterministic("latent", latent, event_dim=1)
-            library = self._library(X, batch, size_factor)
-
-            inputs = torch.cat([latent, *_broadcast(latent, self._embedded(batch))], -1)
-            categorical = self._categorical(batch, extra_categorical_covs)
-            out = self.decoder(inputs, library, *categorical, cont=extra_continuous_covs)
-            pyro.deterministic("rho", out.scale, event_dim=1)
-            mu = pyro.deterministic("mu", out.rate, event_dim=1)
-            theta = self._theta(out.r, batch, labels)
-            pyro.sample("X", self._likelihood(mu, theta, out).to_event(1), obs=X)
+            self._generate(
+                z, X, batch, labels, size_factor, extra_categorical_covs, extra_continuous_covs
+            )
 
     def guide(
         self,
@@ -193,25 +194,63 @@ class VAE(PyroBaseModule):
         extra_continuous_covs: Tensor | None = None,
     ) -> None:
         """The amortised guide: each cell's counts tell its latent variables."""
-        x = X.log1p() if self.log_variational else X
-        categorical: tuple[Tensor, ...] = ()
-        continuous = None
-        if self.encode_covariates:
-            x = torch.cat([x, *self._embedded(batch)], -1)
-            categorical = self._categorical(batch, extra_categorical_covs)
-            continuous = extra_continuous_covs
+        seen = self._seen(X, batch, extra_categorical_covs, extra_continuous_covs)
         with self.obs_plate():
-            loc, scale = self.encoder(x, *categorical, cont=continuous)
-            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
-            if self.latent_library:
-                loc, scale = self.library_encoder(x, *categorical, cont=continuous)
-                pyro.sample("l", dist.Normal(loc, scale).to_event(1))
+            pyro.sample("z", self._posterior_of_z(seen))
+            self._guide_library(seen)
 
     def default_elbo(self) -> ELBO:
         """The KL of diagonal Gaussians has a closed form."""
         return TraceMeanField_ELBO(max_plate_nesting=1)
 
     # ------------------------------------------------------------------ its parts
+
+    def _generate(
+        self,
+        z: Tensor,
+        X: Tensor,
+        batch: Tensor,
+        labels: Tensor,
+        size_factor: Tensor | None,
+        extra_categorical_covs: Tensor | None,
+        extra_continuous_covs: Tensor | None,
+    ) -> None:
+        """The story from ``z`` on: library size, expression and counts."""
+        latent = z.softmax(-1) if self.latent_distribution == "ln" else z
+        latent = pyro.deterministic("latent", latent, event_dim=1)
+        library = self._library(X, batch, size_factor)
+
+        inputs = torch.cat([latent, *_broadcast(latent, self._embedded(batch))], -1)
+        categorical = self._categorical(batch, extra_categorical_covs)
+        out = self.decoder(inputs, library, *categorical, cont=extra_continuous_covs)
+        pyro.deterministic("rho", out.scale, event_dim=1)
+        mu = pyro.deterministic("mu", out.rate, event_dim=1)
+        theta = self._theta(out.r, batch, labels)
+        pyro.sample("X", self._likelihood(mu, theta, out).to_event(1), obs=X)
+
+    def _seen(
+        self,
+        X: Tensor,
+        batch: Tensor,
+        extra_categorical_covs: Tensor | None,
+        extra_continuous_covs: Tensor | None,
+    ) -> _Seen:
+        """What the encoders see of the cells."""
+        x = X.log1p() if self.log_variational else X
+        if not self.encode_covariates:
+            return _Seen(x, (), None)
+        x = torch.cat([x, *self._embedded(batch)], -1)
+        return _Seen(x, self._categorical(batch, extra_categorical_covs), extra_continuous_covs)
+
+    def _posterior_of_z(self, seen: _Seen) -> Any:
+        """The encoder of z."""
+        loc, scale = self.encoder(seen.x, *seen.categorical, cont=seen.continuous)
+        return dist.Normal(loc, scale).to_event(1)
+
+    def _guide_library(self, seen: _Seen) -> None:
+        if self.latent_library:
+            loc, scale = self.library_encoder(seen.x, *seen.categorical, cont=seen.continuous)
+            pyro.sample("l", dist.Normal(loc, scale).to_event(1))
 
     def _library(self, X: Tensor, batch: Tensor, size_factor: Tensor | None) -> Tensor:
         """Log library size of each cell, shape ``(n, 1)``."""
@@ -280,6 +319,10 @@ class VAE(PyroBaseModule):
             use_batch_norm=batch_norm in ("encoder", "both"),
             use_layer_norm=layer_norm in ("encoder", "both"),
         )
+
+    def _make_decoder(self, n_input: int, n_output: int, **options: Any) -> nn.Module:
+        """The decoder, which a subclass may replace; options as :class:`DecoderSCVI` has them."""
+        return DecoderSCVI(n_input, n_output, **options)
 
     def _make_log_theta(self, n_vars: int) -> nn.Parameter | None:
         """Log inverse dispersion; only where it is used, so that no parameter lies idle."""

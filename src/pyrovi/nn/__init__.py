@@ -8,6 +8,7 @@ from pyrovi.nn.covariates import Embedding, one_hot
 from pyrovi.nn.decoders import CountParameters, Decoder, DecoderSCVI, LinearDecoderSCVI
 from pyrovi.nn.encoders import Classifier, Encoder
 from pyrovi.nn.layers import BatchNorm, CovariateLinear, FCLayer, FCLayers
+from pyrovi.nn.skip import SkipNetwork
 
 __all__ = [
     "BatchNorm",
@@ -21,5 +22,6 @@ __all__ = [
     "FCLayer",
     "FCLayers",
     "LinearDecoderSCVI",
+    "SkipNetwork",
     "one_hot",
 ]

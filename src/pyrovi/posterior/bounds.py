@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.closed_forms import closed_form_sites
 from pyrovi.posterior.density import (
     global_density,
     global_nodes,
@@ -138,11 +139,12 @@ def _kl_local(
     n = minibatch.n
     total = torch.zeros(n, device=minibatch.indices.device)
     latent = dict(local_nodes(model, observed=False))
+    closed = closed_form_sites(model, guide)
     drawn = [*local_nodes(guide, observed=False), *local_nodes(guide, observed=True)]
     for name, q in drawn:
         scale = own_scale(q, minibatch)
         p = latent.pop(name, None)
-        exact = None if p is None else _closed_form(q, p, scale)
+        exact = _closed_form(q, p, scale) if p is not None and name in closed else None
         if exact is not None:
             total = total + per_observation(q, exact, n)
             continue
@@ -158,10 +160,11 @@ def _kl_global(guide: poutine.Trace, model: poutine.Trace, closed_form: bool) ->
         return of_guide - global_density(model)
     total = torch.zeros(())
     latent = dict(global_nodes(model, observed=False))
+    closed = closed_form_sites(model, guide)
     drawn = [*global_nodes(guide, observed=False), *global_nodes(guide, observed=True)]
     for name, q in drawn:
         p = latent.pop(name, None)
-        exact = None if p is None else _closed_form(q, p, q["scale"])
+        exact = _closed_form(q, p, q["scale"]) if p is not None and name in closed else None
         term = log_density(q, q["scale"]).sum() if exact is None else exact.sum()
         total = total.to(term.device) + term
         if p is not None and exact is None:

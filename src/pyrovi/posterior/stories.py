@@ -42,6 +42,31 @@ def guide_trace(
         return _traced(module.run_guide, minibatch)
 
 
+def intervened_latents(
+    module: PyroBaseModule, minibatch: Minibatch, latents: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The latents of a draw under an intervention.
+
+    Parameters
+    ----------
+    module
+        The pair.
+    minibatch
+        The observations with other covariates.
+    latents
+        The draw, given the observations as they were.
+
+    Returns
+    -------
+    dict
+        The same, apart from what the module lets follow covariates: that is drawn anew.
+    """
+    if not module.follows_interventions:
+        return latents
+    kept = {k: v for k, v in latents.items() if k not in module.follows_interventions}
+    return latent_values(guide_trace(module, minibatch, kept))
+
+
 def proposal_trace(
     module: PyroBaseModule, minibatch: Minibatch, values: dict[str, Tensor]
 ) -> poutine.Trace:
@@ -106,6 +131,8 @@ def posterior_story(
 
     def story(values: dict[str, Tensor]) -> dict[str, Tensor]:
         latents = latent_values(guide_trace(module, minibatch, values))
+        if model_minibatch is not None:
+            latents = intervened_latents(module, model_minibatch, latents)
         if set(sites) <= set(latents):
             return {name: latents[name] for name in sites}
         if enumerates(module, latents):

@@ -171,7 +171,7 @@ class NaNGuard(Callback):
         self.restore(_plan(trainer))
         raise InferenceError(
             f"The loss became NaN or infinite in epoch {trainer.current_epoch} (step "
-            f"{trainer.global_step}). {REMEDIES}"
+            f"{trainer.global_step}). {RESTORED} {REMEDIES}"
         )
 
     def restore(self, plan: SVITrainingPlan) -> None:
@@ -180,9 +180,9 @@ class NaNGuard(Callback):
             plan.module.load_state_dict(self._good)
 
 
+RESTORED = "The module is back at the parameters of the end of the epoch before."
 REMEDIES = (
-    "The module is back at the parameters of the end of the epoch before. Usual remedies: a "
-    "smaller lr, gradient_clip_val=10, or a check of the data for extreme values."
+    "Usual remedies: a smaller lr, gradient_clip_val=10, or a check of the data for extreme values."
 )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.multiprocessing.spawn import ProcessException
 
-from pyrovi.errors import DataError, TrainingError
-from pyrovi.train.callbacks import reason_to_stop
+from pyrovi import errors
+from pyrovi.errors import DataError, PyroviError, TrainingError
+from pyrovi.train.callbacks import RESTORED, reason_to_stop
 from pyrovi.train.plan import SVITrainingPlan
 from pyrovi.train.resume import training_state
 from pyrovi.train.trainer import Trainer
@@ -94,8 +96,58 @@ class _HandBack(Callback):
             torch.save(found, self.path)
 
 
+def _telling(
+    function: Callable[..., Any], folder: Path, explained: Callable[[Exception], Exception]
+) -> Callable[..., Any]:
+    """The function of a forked process, which writes what ended it for the process it is from.
+
+    Of itself torch hands over a traceback as text, and takes an interrupt for success.
+    """
+
+    def tell(error: BaseException) -> None:
+        what = {
+            "type": type(error).__name__,
+            "is_own": type(error).__module__ == errors.__name__,
+            "message": str(error).replace(f"{RESTORED} ", ""),  # which is true of that process
+        }
+        _told_by(folder, os.environ["LOCAL_RANK"]).write_text(json.dumps(what))
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            tell(explained(error))
+            raise
+        except KeyboardInterrupt as interrupt:
+            tell(interrupt)
+            raise SystemExit(1) from interrupt
+
+    return run
+
+
+def _told_by(folder: Path, rank: Any) -> Path:
+    return folder / f"error-{rank}.json"
+
+
+def _error_of(failure: ProcessException, folder: Path) -> BaseException:
+    """What ended a forked process, to be raised in this one."""
+    before = "A forked process failed, and the parameters are those from before the training: "
+    path = _told_by(folder, failure.error_index)
+    if not path.exists():  # it was killed
+        return TrainingError(before + str(failure).strip())
+    told = json.loads(path.read_text())
+    if told["type"] == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    if not told["is_own"]:
+        return TrainingError(f"{before}{told['type']}: {told['message']}")
+    kind: type[PyroviError] = getattr(errors, told["type"])
+    return kind(before + told["message"])
+
+
 @contextmanager
-def handed_back(plan: SVITrainingPlan, trainer: Trainer) -> Iterator[dict[str, Any]]:
+def handed_back(
+    plan: SVITrainingPlan, trainer: Trainer, explained: Callable[[Exception], Exception]
+) -> Iterator[dict[str, Any]]:
     """Fit inside; plan and trainer then stand where they do after a training of this process.
 
     Parameters
@@ -104,6 +156,8 @@ def handed_back(plan: SVITrainingPlan, trainer: Trainer) -> Iterator[dict[str, A
         The plan.
     trainer
         A trainer that forks.
+    explained
+        Error of a process -> the one to raise in its place; called in that process.
 
     Yields
     ------
@@ -112,8 +166,10 @@ def handed_back(plan: SVITrainingPlan, trainer: Trainer) -> Iterator[dict[str, A
 
     Raises
     ------
-    TrainingError
-        If one of the processes fails.
+    PyroviError
+        What ended one of the processes; a :class:`TrainingError` if it was no error of pyrovi.
+    KeyboardInterrupt
+        If one of them was interrupted.
     """
     found: dict[str, Any] = {}
     port = os.environ.get("MASTER_PORT")
@@ -121,14 +177,17 @@ def handed_back(plan: SVITrainingPlan, trainer: Trainer) -> Iterator[dict[str, A
     assert isinstance(launcher, _MultiProcessingLauncher)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "training"
+        launch = launcher.launch
+
+        def launch_telling(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return launch(_telling(function, Path(folder), explained), *args, **kwargs)
+
+        launcher.launch = launch_telling  # type: ignore[method-assign]
         trainer.callbacks.append(_HandBack(path))  # type: ignore[attr-defined]
         try:
             yield found
         except ProcessException as error:
-            raise TrainingError(
-                "A forked process failed, and the parameters are those from before the training: "
-                f"{str(error).strip().splitlines()[-1]}"
-            ) from error
+            raise _error_of(error, Path(folder)) from error
         finally:
             launcher.kill(signal.SIGKILL)  # after an interrupt they would train on
             if port is None:  # the next training takes a free one, not that of processes of before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.distributions import kl_divergence
 
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.closed_forms import closed_form_sites
 from pyrovi.module.handlers import is_random
 from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.plates import OBS_PLATE
@@ -56,7 +58,9 @@ def run_pair(elbo: Any, module: PyroBaseModule, minibatch: Minibatch) -> list[Tr
         guides = poutine.enum(module.run_guide, first_available_dim=-1 - elbo.max_plate_nesting)
         return [_traces(module, guides, minibatch) for _ in range(elbo.num_particles)]
     if is_validation_enabled() or elbo.num_particles > 1:
-        return list(elbo._get_traces(module.run_model, module.run_guide, (minibatch,), {}))
+        with warnings.catch_warnings():  # of an order that closed_form_sites minds
+            warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
+            return list(elbo._get_traces(module.run_model, module.run_guide, (minibatch,), {}))
     return [_traces(module, module.run_guide, minibatch)]
 
 
@@ -97,6 +101,7 @@ def elbo_parts(
     terms: dict[str, list[Tensor]] = {name: [] for name in METRICS[1:]}
     for model, guide in traces:
         expectation = _expectation_of(guide, elbo.max_plate_nesting)
+        closed = closed_form_sites(model, guide) if analytic else set()
         for name, node in model.nodes.items():
             if not is_random(node):
                 continue
@@ -104,7 +109,7 @@ def elbo_parts(
                 terms["reconstruction_loss"].append(-expectation(_log_density(node)))
                 continue
             part = "kl_local" if ledger[name].is_local else "kl_global"
-            for term in _kl(node, guide.nodes[name], analytic):
+            for term in _kl(node, guide.nodes[name], name in closed):
                 terms[part].append(expectation(term))
         for node, local in _auxiliary_sites(guide):
             terms["kl_local" if local else "kl_global"].append(expectation(_log_density(node)))
@@ -114,6 +119,26 @@ def elbo_parts(
         name: sum(part, torch.zeros((), device=device)) * scale for name, part in terms.items()
     }
     return {"elbo": sum(parts.values(), torch.zeros((), device=device)), **parts}
+
+
+def log_likelihood(
+    traces: list[TracePair], sites: Collection[str], n_obs: int, elbo: ELBO
+) -> Tensor:
+    """Un-annealed log likelihood of some observed sites, per observation, mean of particles.
+
+    Parameters
+    ----------
+    traces, n_obs, elbo
+        As in :func:`elbo_parts`.
+    sites
+        Names of the sites.
+    """
+    total: Any = 0.0
+    for model, guide in traces:
+        expectation = _expectation_of(guide, elbo.max_plate_nesting)
+        total = total + sum(expectation(_log_density(model.nodes[name])) for name in sites)
+    result: Tensor = total / (elbo.num_particles * n_obs)
+    return result
 
 
 def enumerated_parts(

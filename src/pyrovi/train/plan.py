@@ -28,6 +28,7 @@ from pyrovi.train.metrics import (
     TracePair,
     elbo_parts,
     enumerated_parts,
+    log_likelihood,
     record_traces,
     reparametrised,
     run_pair,
@@ -59,7 +60,8 @@ class SVITrainingPlan(pl.LightningModule):
         Torch optimiser class, or a ``pyro.optim`` object, which is read as a specification: it then
         sees the gradient of the ELBO of all observations, as in Pyro. ``None`` is Adam.
     lr, eps, weight_decay
-        Arguments of the torch optimiser; not used with a ``pyro.optim`` object. ``eps`` and
+        Arguments of the torch optimiser; not used with a ``pyro.optim`` object. ``lr=None`` is the
+        module's own ``default_lr``, 1e-3 unless it says otherwise. ``eps`` and
         ``weight_decay`` are 0.01 and 1e-6, as in scVI, where all latents are amortised. Otherwise
         they are 1e-8 and 0: gradients of the scale of a global posterior are of order ``1 / N``,
         and the decay of its mean would act as a second prior.
@@ -97,7 +99,7 @@ class SVITrainingPlan(pl.LightningModule):
         *,
         loss_fn: ELBO | None = None,
         optim: OptimizerSpec | None = None,
-        lr: float = 1e-3,
+        lr: float | None = None,
         eps: float | None = None,
         weight_decay: float | None = None,
         optim_kwargs: Mapping[str, Any] | None = None,
@@ -126,7 +128,7 @@ class SVITrainingPlan(pl.LightningModule):
         self.optim, self.scheduler_interval = optim, scheduler_interval
         amortised = not (module.ledger.names(Role.GLOBAL) or module.row_parameters)
         self._optim_defaults = {
-            "lr": lr,
+            "lr": module.default_lr if lr is None else lr,
             "eps": 0.01 if amortised else 1e-8,
             "weight_decay": 1e-6 if amortised else 0.0,
         }
@@ -233,6 +235,8 @@ class SVITrainingPlan(pl.LightningModule):
         if reparametrised(traces):
             kl = parts["kl_local"] + parts["kl_global"]
             loss = parts["reconstruction_loss"] + weight * kl
+            if weight != 1 and module.warmed_up:
+                loss = loss + (1 - weight) * log_likelihood(traces, module.warmed_up, n_obs, elbo)
         else:
             loss = surrogate_loss(traces, elbo) / n_obs
         return loss, {name: part.detach() for name, part in parts.items()}, traces
@@ -240,7 +244,9 @@ class SVITrainingPlan(pl.LightningModule):
     def _annealed(self, weight: float) -> AbstractContextManager[Any]:
         """Weight the KL terms of the model and guide that run inside."""
         summed_out = self.module.ledger.names(Role.ENUMERATED)
-        return nullcontext() if weight == 1 else AnnealKL(weight, summed_out)
+        if weight == 1:
+            return nullcontext()
+        return AnnealKL(weight, summed_out, self.module.warmed_up)
 
     def _parts(
         self, elbo: ELBO, traces: list[Any], minibatch: Minibatch, loss: Tensor

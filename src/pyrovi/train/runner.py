@@ -17,7 +17,7 @@ import torch
 from pyrovi._rng import stream
 from pyrovi.errors import InferenceError, TrainingError
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.train.callbacks import REMEDIES, NaNGuard, reason_to_stop
+from pyrovi.train.callbacks import REMEDIES, RESTORED, NaNGuard, reason_to_stop
 from pyrovi.train.forked import handed_back, trains_in_forks
 from pyrovi.train.manual_plan import ManualSVITrainingPlan
 from pyrovi.train.plan import SVITrainingPlan, has_differentiable_loss
@@ -143,7 +143,7 @@ class TrainRunner:
             validate = pyro.validation_enabled(self._is_first)
             fitting: AbstractContextManager[Mapping[str, Any]] = nullcontext({})
             if self._is_forked:
-                fitting = handed_back(self.plan, self.trainer)
+                fitting = handed_back(self.plan, self.trainer, self._explained)
             with stream("train"), validate, _own_interrupt_handler(), fitting as self._handed_back:
                 self.trainer.fit(
                     self.plan,
@@ -156,25 +156,28 @@ class TrainRunner:
                 raise KeyboardInterrupt from exit_
             raise
         except ValueError as error:
-            self._explain(error)
+            if (told := self._explained(error)) is not error:
+                raise told from error
             raise
         finally:
             module.eval()
             _restore_precision(module, dtypes)
 
-    def _explain(self, error: ValueError) -> None:
+    def _explained(self, error: Exception) -> Exception:
         """Distributions refuse NaN parameters before there is a loss to look at."""
         parameters = self.plan.module.parameters()
-        if re.search(r"\b(nan|inf)\b", str(error)) or not all(
-            p.isfinite().all() for p in parameters
+        if not isinstance(error, ValueError) or not (
+            re.search(r"\b(nan|inf)\b", str(error))
+            or not all(p.isfinite().all() for p in parameters)
         ):
-            for callback in self.trainer.all_callbacks:
-                if isinstance(callback, NaNGuard):
-                    callback.restore(self.plan)
-            raise InferenceError(
-                f"A distribution got NaN or infinite parameters in epoch {self.plan.current_epoch} "
-                f"(step {self.plan.global_step}). {REMEDIES}"
-            ) from error
+            return error
+        for callback in self.trainer.all_callbacks:
+            if isinstance(callback, NaNGuard):
+                callback.restore(self.plan)
+        return InferenceError(
+            f"A distribution got NaN or infinite parameters in epoch {self.plan.current_epoch} "
+            f"(step {self.plan.global_step}). {RESTORED} {REMEDIES}"
+        )
 
     @property
     def state(self) -> dict[str, Any] | None:

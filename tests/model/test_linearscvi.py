@@ -1,0 +1,177 @@
+"""LinearSCVI: loadings are recovered, named, saved, and taken to new data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.linalg import subspace_angles
+from tests.model.samples import QUICK, assert_unchanged, make_data, snapshot
+
+import pyrovi as pv
+from pyrovi.errors import DataError, ModelError, RegistryError
+from pyrovi.model import SCVI, LinearSCVI
+
+G, K = 30, 2
+
+
+def simulated(n: int = 1000, seed: int = 0) -> anndata.AnnData:
+    """From the story: loadings that differ in strength, one dispersion."""
+    rng = np.random.default_rng(seed)
+    W = rng.normal(size=(G, K)) * [1.0, 0.5]
+    z = rng.normal(size=(n, K))
+    logits = z @ W.T + rng.normal(size=G)
+    rho = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    library = rng.lognormal(7.0, 0.3, (n, 1))
+    theta = 10.0
+    counts = rng.poisson(rng.gamma(theta, library * rho / theta)).astype(np.float32)
+    obs = pd.DataFrame(index=[f"cell_{i}" for i in range(n)])
+    var = pd.DataFrame(index=[f"gene_{g}" for g in range(G)])
+    return anndata.AnnData(counts, obs=obs, var=var, varm={"W": W}, obsm={"z": z, "rho": rho})
+
+
+def small(adata: anndata.AnnData | None = None, epochs: int = 1, **kwargs: Any) -> LinearSCVI:
+    adata = make_data() if adata is None else adata
+    LinearSCVI.setup_anndata(adata, batch_key="batch", labels_key="labels")
+    model = LinearSCVI(adata, **{"n_hidden": 8, "n_latent": 3, **kwargs})
+    model.train(epochs, batch_size=16, **QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained() -> LinearSCVI:
+    adata = simulated()
+    LinearSCVI.setup_anndata(adata)
+    model = LinearSCVI(adata, n_latent=K, use_observed_lib_size=True)
+    long(model, 100, lr=0.01)
+    return model
+
+
+def long(model: LinearSCVI, epochs: int, **plan: Any) -> None:
+    """Train with steps that do not shrink with the gradient (``eps``)."""
+    model.train(epochs, train_size=1.0, plan_kwargs={"eps": 1e-8, **plan}, **QUICK)
+
+
+def centred(loadings: Any) -> np.ndarray:
+    values = np.asarray(loadings, float)
+    return values - values.mean(0)
+
+
+def test_recovers_loadings_up_to_rotation(trained: LinearSCVI) -> None:
+    truth = centred(trained.adata.varm["W"])
+    found = centred(trained.get_loadings())
+    assert np.degrees(subspace_angles(found, truth).max()) < 8
+    # and their size: the prior of z has unit variance
+    lengths = np.linalg.svd(found, compute_uv=False) / np.linalg.svd(truth, compute_uv=False)
+    assert lengths == pytest.approx(np.ones(K), abs=0.2)
+
+
+@pytest.mark.slow
+def test_recovers_what_is_identified_with_a_latent_library() -> None:
+    adata = simulated()
+    LinearSCVI.setup_anndata(adata)
+    model = LinearSCVI(adata, n_latent=K)
+    long(model, 150, lr=0.01)
+    long(model, 200, lr=2e-3, n_epochs_kl_warmup=0, lr_decay=0.05)
+    found, truth = centred(model.get_loadings()), centred(adata.varm["W"])
+    assert np.degrees(subspace_angles(found, truth).max()) < 6
+    drawn = model.sample_posterior("rho", num_samples=100, indices=np.arange(300))["rho"].values
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+    true = adata.obsm["rho"][:300]
+    assert 0.80 < ((low < true) & (true < high)).mean() < 0.97
+
+
+def test_loadings_are_named(trained: LinearSCVI) -> None:
+    loadings = trained.get_loadings()
+    assert list(loadings.index) == list(trained.adata.var_names)
+    assert list(loadings.columns) == ["Z_0", "Z_1"]
+    assert small(dispersion="gene").get_loadings().shape == (12, 3)
+
+
+def test_loadings_are_what_a_unit_of_z_does(trained: LinearSCVI) -> None:
+    """Log proportions of two cells differ by the loadings, times the difference of their z."""
+    drawn = trained.sample_posterior(["z", "rho"], num_samples=1, indices=[0, 1])
+    z, rho = drawn["z"].values[0], np.log(drawn["rho"].values[0])
+    difference = (rho[0] - rho[1]) - (rho[0] - rho[1]).mean()
+    expected = centred(trained.get_loadings()) @ (z[0] - z[1])
+    np.testing.assert_allclose(difference, expected, atol=1e-4)
+
+
+def test_defaults() -> None:
+    model = small(epochs=1)
+    assert model.module.gene_likelihood == "nb"
+    assert model.module.latent_library
+    assert "l" in model.sites
+
+
+@pytest.mark.parametrize("dispersion", ["gene-batch", "gene-label"])
+def test_dispersions_by_group(dispersion: str) -> None:
+    model = small(dispersion=dispersion)
+    groups = {"gene-batch": 2, "gene-label": 3}[dispersion]
+    assert model.module.log_theta.shape == (12, groups)
+    assert np.isfinite(model.get_elbo())
+
+
+def test_save_load_and_train_on(tmp_path: Path) -> None:
+    model = small()
+    model.save(tmp_path / "m")
+    loaded = pv.load(tmp_path / "m", adata=model.adata)
+    assert isinstance(loaded, LinearSCVI)
+    pd.testing.assert_frame_equal(loaded.get_loadings(), model.get_loadings())
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), model.get_latent_representation()
+    )
+    before = loaded.get_loadings()
+    loaded.train(1, batch_size=16, **QUICK)
+    assert (loaded.get_loadings() != before).all().all()
+
+
+def test_query_data_keep_the_loadings() -> None:
+    reference = small(epochs=3)
+    query = make_data(seed=1)
+    query.obs["batch"] = query.obs["batch"].astype(str).str.replace("batch_1", "new")
+    before = snapshot(query)
+    mapped = LinearSCVI.load_query_data(query, reference)
+    pd.testing.assert_frame_equal(mapped.get_loadings(), reference.get_loadings())
+    mapped.train(2, batch_size=16, **QUICK)
+    assert_unchanged(query, before)
+    decoder = mapped.module.decoder.scale_layers.layers[0].linear.weight
+    old = reference.module.decoder.scale_layers.layers[0].linear.weight
+    np.testing.assert_array_equal(decoder[:, :3].detach().numpy(), old[:, :3].detach().numpy())
+    assert mapped.summary_stats.n_batch == 3
+
+
+def test_shares_the_methods_of_scvi() -> None:
+    model = small()
+    expression = model.get_normalized_expression(n_samples=2, transform_batch="batch_0")
+    assert expression.shape == model.adata.shape
+    de = model.differential_expression(groupby="labels", group1="label_0")
+    assert set(de.index) == set(model.adata.var_names)
+    assert model.posterior_predictive("X", num_samples=2)["X"].shape[1:] == model.adata.shape
+
+
+def test_bad_input() -> None:
+    adata = make_data()
+    LinearSCVI.setup_anndata(adata)
+    with pytest.raises(ModelError, match="dispersion='gene-cell'"):
+        LinearSCVI(adata, dispersion="gene-cell")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="size_factor_key"):
+        LinearSCVI.setup_anndata(adata, size_factor_key="size")  # type: ignore[call-arg]
+    adata.X = adata.X + 0.5
+    with pytest.raises(DataError, match="integer"):
+        LinearSCVI.setup_anndata(adata)
+    model = small()
+    with pytest.raises(RegistryError):
+        model.get_latent_representation(make_data()[:, ::-1].copy())
+    with pytest.raises(ModelError, match="SCVI"):
+        LinearSCVI.load_query_data(make_data(), SCVI_model())
+
+
+def SCVI_model() -> SCVI:
+    adata = make_data()
+    SCVI.setup_anndata(adata)
+    return SCVI(adata, n_hidden=8)
