@@ -18,7 +18,7 @@ import pyrovi as pv
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.filterwarnings("ignore")]
 
-N_CELLS, N_GENES, N_SPLITS, STEPS = 1500, 300, 4, 1000
+N_CELLS, N_GENES, N_SPLITS, STEPS = 1200, 200, 3, 1000
 SPIKED, KEPT = 30, 0.5
 FDR = 0.05
 

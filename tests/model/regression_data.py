@@ -12,9 +12,9 @@ import pyrovi as pv
 
 
 def simulated(
-    n_genes: int = 80,
-    n_donors: int = 8,
-    n_cells: int = 30,
+    n_genes: int = 60,
+    n_donors: int = 10,
+    n_cells: int = 50,
     seed: int = 0,
     crossed: bool = False,
     tau: float = 0.25,

@@ -136,21 +136,30 @@ def test_guide_has_the_density_of_its_docstring() -> None:
     z = (phi - p["shared_loc"]) / np.exp(p["shared_log_scale"])
     for g in range(G):
         away = phi - p["shared_origin"]  # mu_alpha, sigma_alpha, theta_0, kappa, tau, ...
-        logs = np.log([v["theta"][g], v["sigma"][g]])
-        stretch_logs = p["rho_scales"][:, g] * away[[3, -1]]
-        stretch = (logs - p["genes_origin"][g, :2]) @ p["rho_terms"][:, :, g]
+        log_theta = np.log(v["theta"][g])
+        stretch = (log_theta - p["genes_origin"][g, 0]) * p["rho_theta"][:, g]
         stretch[1 : 1 + K] += p["rho_tau"][:, g] * away[4:-2]
-        stretch = np.concatenate([stretch_logs, stretch])
+        stretch[1 + K :] += p["rho_sigma"][:, g] * away[-2]
+        stretch = np.concatenate([[p["rho_kappa"][g] * away[3]], stretch])
         centre = np.concatenate(
-            [p["shared_origin"][[2, -2]], p["centres"][:, g] * p["genes_origin"][g, 2:]]
+            [p["shared_origin"][[2]], p["centres"][:, g] * p["genes_origin"][g, 1:]]
         )
-        own = np.concatenate([logs, [v["alpha"][g]], v["beta"][:, g], v["u"][:, g]])
+        own = np.concatenate([[log_theta, v["alpha"][g]], v["beta"][:, g], v["u"][:, g]])
         own = centre + (own - centre) / np.exp(stretch)
         base = p["genes_base"][g]
         mean = p["genes_origin"][g] + base @ (p["genes_loc"][g] + p["genes_slope"][g] @ z)
         L = base @ factor(p["genes_log_scale"][g], p["genes_lower"][g])
         exact += stats.multivariate_normal(mean, L @ L.T).logpdf(own)
-        exact -= logs.sum() + stretch.sum()
+        exact -= log_theta + stretch.sum()
+
+        def joint(sigma: Any, u: np.ndarray = v["u"][:, g]) -> Any:  # of sigma and u
+            prior = stats.norm(np.log(v["sigma_0"]), v["omega"]).logpdf(np.log(sigma))
+            return prior - np.log(sigma) + stats.norm(0, sigma).logpdf(u[:, None]).sum(0)
+
+        grid = np.exp(np.linspace(-9, 6, 20_001))
+        highest = joint(grid).max()
+        evidence = np.trapezoid(np.exp(joint(grid) - highest) * grid, np.log(grid))
+        exact += joint(v["sigma"][g])[0] - highest - np.log(evidence)
     assert total == pytest.approx(exact, rel=1e-5)
 
 
@@ -168,6 +177,7 @@ def test_gradients_of_the_elbo_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> 
     torch.manual_seed(0)
     with torch.no_grad():
         module.genes_slope.normal_(0, 0.3)
+        module.genes_origin.normal_(0, 0.3)
     parameters = dict(module.named_parameters())
     directions = {name: torch.randn_like(p) for name, p in parameters.items()}
 

@@ -88,18 +88,16 @@ def normal_start(
             sigma = of_gene.sqrt().clamp_min(0.03)
 
     logs = {"theta": theta.log(), "sigma": sigma.log()}
-    kappa, omega = _spread(logs["theta"], 0.3, 1.5), _spread(logs["sigma"], 0.2, 0.6)
+    kappa, omega = _spread(logs["theta"], 0.3, 0.7), _spread(logs["sigma"], 0.2, 0.6)
     shared = {
         "mu_alpha": mu_alpha, "sigma_alpha": sigma_alpha.log(), "tau": tau.log(),
         "theta_0": logs["theta"].median(), "kappa": kappa.log(),
         "sigma_0": logs["sigma"].median(), "omega": omega.log(),
     }  # fmt: skip
-    scales = ["theta", "sigma"] if n_donors else ["theta"]
-    spread = torch.stack([{"theta": kappa, "sigma": omega}[name] for name in scales])
-    mean = torch.stack([*(logs[name] for name in scales), *w], -1)
+    mean = torch.cat([logs["theta"][None], w]).T
     cov = mean.new_zeros(*mean.shape, mean.shape[-1])
-    cov[:, : len(scales), : len(scales)] = torch.diag((0.5 * spread) ** 2)
-    cov[:, len(scales) :, len(scales) :] = covariance
+    cov[:, 0, 0] = (0.5 * kappa) ** 2
+    cov[:, 1:, 1:] = covariance
     return shared, mean, cov
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovi.distributions import NegativeBinomial
+from pyrovi.distributions.scale_posterior import ScalePosterior
 from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.guides.distributions import PathDerivative, full_rank_normal
@@ -54,22 +55,30 @@ class NegativeBinomialGLMM(PyroBaseModule):
     covariates.
 
     The guide has the dependence structure of this posterior, in which genes are independent given
-    what they share. On the real line (positive unknowns in logarithms),
+    what they share, and :math:`\sigma_g` depends on the effects of donors alone. On the real line
+    (positive unknowns in logarithms),
 
     .. math::
         \phi &= (\mu_\alpha, \log \sigma_\alpha, \log \theta_0, \log \kappa, \log \tau,
                 \log \sigma_0, \log \omega) \sim \mathrm{Normal}(m, S) \\
-        r_g \mid \phi &\sim \mathrm{Normal}(m_g + C_g D^{-1} (\phi - m), S_g)
+        r_g \mid \phi &\sim \mathrm{Normal}(m_g + C_g D^{-1} (\phi - m), S_g) \\
+        \sigma_g \mid \phi, u_g &\sim p(\sigma_g \mid \sigma_0, \omega, u_g)
 
-    with full covariances, where :math:`D` has the scales of :math:`S`, and :math:`r_g` is
-    :math:`(\log \theta_g, \log \sigma_g, \alpha_g, \beta_g, u_g)`, but that each of these is
-    stretched about a constant by powers of the scales above it: :math:`u_{dg} - \hat u_{dg} =
-    (r - \hat u_{dg})\, (\sigma_g / \hat\sigma_g)^\rho (\theta_g / \hat\theta_g)^{\rho'}`, for
-    example. The powers are trained: 0 is the centred parametrisation, which suits effects that the
-    data tell of, and 1 the non-centred one, which suits those they do not (Gorinova et al. 2020);
-    and margins get the heavy tails of variances that are not known. Within a gene, a condition that
-    is constant within donors is strongly correlated with the effects of these donors; independent
-    coordinates would understate the variance of :math:`\beta` and make false discoveries.
+    with full covariances, where :math:`D` has the scales of :math:`S`. The last line is exact
+    (:class:`~pyrovi.distributions.scale_posterior.ScalePosterior`), and :math:`r_g` is
+    :math:`(\log \theta_g, \alpha_g, \beta_g, u_g)`, but that each of these is stretched about a
+    constant by powers of the scales above it: :math:`u_{dg} - \hat u_{dg} = (r - \hat u_{dg})\,
+    (\sigma_0 / \hat\sigma_0)^\rho (\theta_g / \hat\theta_g)^{\rho'}`, for example. The powers are
+    trained: 0 is the centred parametrisation, which suits effects that the data tell of, and 1 the
+    non-centred one, which suits those they do not (Gorinova et al. 2020). Within a gene, a
+    condition that is constant within donors is strongly correlated with the effects of these
+    donors; independent coordinates would understate the variance of :math:`\beta` and make false
+    discoveries.
+
+    What remains normal, :math:`r_g` given :math:`\phi`, is not quite so in the posterior, and less
+    so the larger :math:`\omega` is: with few donors the guide takes standard deviations of donor
+    effects for more alike than they are. Effects of conditions hardly change; for
+    :math:`\sigma_g` and :math:`\omega` themselves NUTS is to be preferred.
 
     Parameters
     ----------
@@ -208,16 +217,19 @@ class NegativeBinomialGLMM(PyroBaseModule):
 
         with var:
             r = pyro.sample(GENES, self._gene_normals(phi), infer={"is_auxiliary": True})
-            logs, logs_stretch, w, stretch = self._stretched(r, phi)
-            for name, value, density in zip(("theta", "sigma"), logs, logs_stretch, strict=False):
-                _sample_exp(name, value, density)
-            (alpha, beta, *u), (d_alpha, d_beta, *d_u) = self._terms(w), self._terms(stretch)
+            w, stretch = self._stretched(r, phi)
+            _sample_exp("theta", w[0], stretch[0])
+            (alpha, beta, *u), (d_alpha, d_beta, *d_u) = (self._terms(x[1:]) for x in (w, stretch))
             pyro.sample("alpha", dist.Delta(alpha[0], -d_alpha[0]))
             with coefficient:
                 pyro.sample("beta", dist.Delta(beta, -d_beta))
             if self.n_donor:
                 with self._donor_plate():
                     pyro.sample("u", dist.Delta(u[0], -d_u[0]))
+                shared = self._by_name(phi)
+                prior = shared["sigma_0"], shared["omega"].exp()
+                squares = (u[0] ** 2).sum(-2)
+                pyro.sample("sigma", ScalePosterior(squares, self.n_donor, *prior))
 
     # ------------------------------------------------------------------ its parts
 
@@ -299,9 +311,8 @@ class NegativeBinomialGLMM(PyroBaseModule):
         names = ["mu_alpha", "sigma_alpha", "theta_0", "kappa", "tau"]
         names += ["sigma_0", "omega"] if self.n_donor else []
         self._shared_sizes = {n: self.n_coefficients if n == "tau" else 1 for n in names}
-        self._n_scales = 2 if self.n_donor else 1
         n_shared, n_terms = sum(self._shared_sizes.values()), 1 + self.n_coefficients + self.n_donor
-        n_own, genes = self._n_scales + n_terms, self.n_vars
+        n_own, genes = 1 + n_terms, self.n_vars
         self.shared_loc = nn.Parameter(torch.zeros(n_shared))
         self.shared_log_scale = nn.Parameter(torch.full((n_shared,), math.log(0.1)))
         self.shared_lower = nn.Parameter(torch.zeros(n_shared, n_shared))
@@ -310,15 +321,15 @@ class NegativeBinomialGLMM(PyroBaseModule):
         self.genes_log_scale = nn.Parameter(torch.zeros(genes, n_own))
         self.genes_lower = nn.Parameter(torch.zeros(genes, n_own, n_own))
         self.genes_slope = nn.Parameter(torch.zeros(genes, n_own, n_shared))
-        self.rho_scales = nn.Parameter(torch.full((self._n_scales, genes), 0.5))
-        self.rho_terms = nn.Parameter(torch.zeros(self._n_scales, n_terms, genes))
+        self.rho_kappa = nn.Parameter(torch.full((genes,), 0.5))
+        self.rho_tau = nn.Parameter(torch.full((self.n_coefficients, genes), 0.5))
+        if self.n_donor:
+            self.rho_sigma = nn.Parameter(torch.full((self.n_donor, genes), 0.5))
+        self.rho_theta = nn.Parameter(torch.zeros(n_terms, genes))
         # centres, in units of the start: that of alpha is there, of effects it is zero at first
         self.centres = nn.Parameter(torch.zeros(n_terms, genes))
-        self.rho_tau = nn.Parameter(torch.full((self.n_coefficients, genes), 0.5))
         with torch.no_grad():
             self.centres[0] = 1.0
-            if self.n_donor:
-                self.rho_terms[1] = 0.5
         self.register_buffer("shared_origin", torch.zeros(n_shared))
         self.register_buffer("genes_origin", torch.zeros(genes, n_own))
         self.register_buffer("genes_base", 0.1 * torch.eye(n_own).repeat(genes, 1, 1))
@@ -373,21 +384,24 @@ class NegativeBinomialGLMM(PyroBaseModule):
             *(self.shared_loc, self.shared_log_scale),
         )
 
-    def _stretched(self, r: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log scales and terms of every gene, and the logarithms of what they were stretched by."""
-        sizes = [self._n_scales, r.shape[-1] - self._n_scales]
-        (logs, w), (origin, centre) = (x.mT.split(sizes, -2) for x in (r, self.genes_origin))
-        above, common = self._by_name(phi - self.shared_origin), self._by_name(self.shared_origin)
-        spreads, medians = ("kappa", "omega"), ("theta_0", "sigma_0")
-        spread = torch.stack([above[n] for n in spreads[: self._n_scales]])
-        median = torch.stack([common[n] for n in medians[: self._n_scales]])
-        logs_stretch = self.rho_scales * spread
-        logs = median + (logs - median) * logs_stretch.exp()
-        stretch = (self.rho_terms * (logs - origin)[:, None]).sum(0)
-        alpha, beta, *u = self._terms(stretch)
-        centre = self.centres * centre
-        stretch = torch.cat([alpha, beta + self.rho_tau * above["tau"][:, None], *u])
-        return logs, logs_stretch, centre + (w - centre) * stretch.exp(), stretch
+    def _stretched(self, r: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Log theta and terms of every gene, and the logarithms of what they were stretched by.
+
+        Both of shape ``(1 + n_terms, n_vars)``.
+        """
+        r, origin = r.mT, self.genes_origin.mT
+        above = self._by_name(phi - self.shared_origin)
+        rows = [self.rho_kappa[None] * above["kappa"], torch.zeros_like(r[:1])]
+        rows.append(self.rho_tau * above["tau"][:, None])
+        if self.n_donor:
+            rows.append(self.rho_sigma * above["sigma_0"])
+        of_theta, of_terms = torch.cat(rows).split([1, len(r) - 1])
+        median = self._by_name(self.shared_origin)["theta_0"]
+        log_theta = median + (r[:1] - median) * of_theta.exp()
+        of_terms = of_terms + self.rho_theta * (log_theta - origin[:1])
+        centre = self.centres * origin[1:]
+        terms = centre + (r[1:] - centre) * of_terms.exp()
+        return torch.cat([log_theta, terms]), torch.cat([of_theta, of_terms])
 
 
 def _sample_exp(name: str, value: Tensor, stretch: Tensor | float = 0.0) -> None:
