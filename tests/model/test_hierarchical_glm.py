@@ -14,7 +14,7 @@ from tests.model.regression_data import regression, simulated
 
 import pyrovi as pv
 from pyrovi.criticism.decisions import decide
-from pyrovi.errors import DataError, MissingKeyError, ModelError
+from pyrovi.errors import DataError, MissingKeyError, ModelError, RegistryError
 from pyrovi.model import HierarchicalGLM
 from pyrovi.model.effects import effect_table
 from pyrovi.model.glm_start import start_near_posterior
@@ -253,6 +253,31 @@ def test_new_donors_come_from_the_distribution_of_donors(fitted) -> None:
     new.obs["condition"] = "other"
     with pytest.raises(ModelError, match="n_condition=3"):
         model.posterior_predictive("mu", adata=new, new_levels=True)
+
+
+def test_new_data_that_do_not_fit(small) -> None:
+    data = small.adata
+    expected = small.get_elbo(adata=data.copy())
+    shuffled = data[::-1].copy()  # another order of cells: the same bound
+    assert small.get_elbo(adata=shuffled) == pytest.approx(expected, rel=1e-4)
+    for genes, named in (
+        ([1, 0, 2, 3, 4, 5], "another order"),
+        ([0, 1, 2, 3, 4], "missing 1: 'g5'"),
+    ):
+        with pytest.raises(RegistryError, match=named):
+            small.get_elbo(adata=data[:, genes].copy())
+    for column in ("donor", "condition", "lane"):
+        unseen = data.copy()
+        unseen.obs[column] = unseen.obs[column].astype(str).replace(data.obs[column].iloc[0], "new")
+        with pytest.raises(RegistryError, match="new"):
+            small.get_elbo(adata=unseen)
+        del unseen.obs[column]
+        with pytest.raises(MissingKeyError, match=column):
+            small.get_elbo(adata=unseen)
+    unsized = data.copy()
+    unsized.obs["size"] = -1.0
+    with pytest.raises(DataError, match="not positive"):
+        regression(unsized)
 
 
 def test_sums_over_the_cells_of_donors() -> None:
