@@ -163,12 +163,12 @@ def test_no_pooling_needs_as_many_sums_as_effects(small) -> None:
 
 @pytest.mark.slow
 def test_svi_agrees_with_nuts() -> None:
-    adata, _ = simulated(n_genes=8, n_donors=6, n_cells=15, seed=2)
-    model = regression(adata, epochs=1000)
+    adata, _ = simulated(n_genes=6, n_donors=6, n_cells=25, seed=2)
+    model = regression(adata, epochs=800)
     sites = ["alpha", "beta", "u"]
     svi = model.sample_posterior(sites, num_samples=2000)
     model.train(
-        method="nuts", num_chains=2, num_warmup=200, num_samples=500, target_accept=0.9,
+        method="nuts", num_chains=2, num_warmup=200, num_samples=300, target_accept=0.9,
         enable_progress_bar=False,
     )  # fmt: skip
     nuts = model.sample_posterior(sites)

@@ -114,7 +114,7 @@ def plot_shrinkage(
     limit = 1.05 * float(np.abs(alone).max())
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8)
     axes.axhline(0, color="0.7", lw=0.8)
-    edges = np.where(table["called"].to_numpy(), "black", "none")
+    edges = ["black" if called else "none" for called in table["called"]]
     points = axes.scatter(
         alone, table["mean"], c=alpha / np.log(10), s=14, cmap="viridis", edgecolors=edges,
         linewidths=0.8,
