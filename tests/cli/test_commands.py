@@ -300,6 +300,18 @@ def test_further_arguments_of_the_setup(run, data_file, tmp_path) -> None:
     assert "unlabeled_category" in str(done.exception) + done.output
 
 
+def test_arguments_that_a_model_needs(run, data_file, tmp_path) -> None:
+    words = ["train", data_file, "--model", "HierarchicalGLM", "--max-epochs", 1]
+    words += ["--layer", "counts", "--out", tmp_path / "model"]
+    done = run(*words)
+    assert done.exit_code == 2
+    assert "HierarchicalGLM.setup_anndata needs 'condition_key'; give it: -s" in done.output
+    done = run(*words, "-s", "condition_key=labels")
+    assert done.exit_code == 0, done.output
+    loaded = pv.load(tmp_path / "model", anndata.read_h5ad(data_file))
+    assert loaded.get_setup_arg("condition_key") == "labels"
+
+
 def test_setup_arguments_and_the_models_own_defaults(run, data_file, tmp_path) -> None:
     """What is not asked for is as in Python: batch size, early stopping."""
     out = tmp_path / "model"

@@ -73,8 +73,8 @@ def import_module(name: str) -> Any:
         ) from error
 
 
-def accepted(function: Any, arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The arguments that were given, if the function takes them.
+def accepted(function: Any, arguments: Mapping[str, Any], what: str, option: str) -> dict[str, Any]:
+    """The arguments that were given, if the function takes them and needs no others.
 
     Parameters
     ----------
@@ -84,11 +84,14 @@ def accepted(function: Any, arguments: Mapping[str, Any], what: str) -> dict[str
         Name -> value; ``None`` and empty lists are not given.
     what
         How to call the function in the error.
+    option
+        Option of the command line that gives further arguments.
 
     Raises
     ------
     ModelError
-        If it does not take one.
+        If it does not take one, or one that it needs is not given. What the command itself passes,
+        ``self`` and the data, comes first and is needed by all of them.
     """
     given = {name: value for name, value in arguments.items() if value not in (None, [])}
     parameters = inspect.signature(function).parameters
@@ -98,6 +101,12 @@ def accepted(function: Any, arguments: Mapping[str, Any], what: str) -> dict[str
         raise ModelError(
             f"{what} does not take {', '.join(map(repr, unknown))}; it takes: {options}."
         )
+    optional = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    others = list(parameters.values())[1 + ("self" in parameters) :]
+    needed = [p.name for p in others if p.default is p.empty and p.kind not in optional]
+    if missing := [name for name in needed if name not in given]:
+        example = " ".join(f"{option} {name}=..." for name in missing)
+        raise ModelError(f"{what} needs {', '.join(map(repr, missing))}; give it: {example}")
     return given
 
 

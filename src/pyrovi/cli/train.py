@@ -155,7 +155,7 @@ def train(
         "continuous_covariate_keys": continuous_covariate or None,
     }
     options = {"n_latent": n_latent} | parse_arguments(argument or [])
-    options = accepted(cls.__init__, options, cls.__name__)
+    options = accepted(cls.__init__, options, cls.__name__, "-a")
     training: dict[str, Any] = {"lr": lr, "train_size": train_size, "batch_size": batch_size}
     training["early_stopping"] = early_stopping or None  # what is not given, the model decides
     training = {name: value for name, value in training.items() if value is not None}
@@ -163,7 +163,7 @@ def train(
     console = Console()
     prepare = setup_method(cls, data)
     columns |= parse_arguments(setup_argument or [])
-    setup = accepted(prepare, columns, f"{cls.__name__}.{prepare.__name__}")
+    setup = accepted(prepare, columns, f"{cls.__name__}.{prepare.__name__}", "-s")
     adata = read_data(data, backed=backed)
     prepare(adata, **setup)
     made = cls(adata, **options)

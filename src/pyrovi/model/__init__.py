@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyrovi.model.elbo_estimate import ElboEstimate
     from pyrovi.model.factor_analysis import PPCA, FactorAnalysis
     from pyrovi.model.graph import ModelGraph
+    from pyrovi.model.hierarchical_glm import HierarchicalGLM
     from pyrovi.model.linearscvi import LinearSCVI
     from pyrovi.model.persistence import load_any
     from pyrovi.model.scanvi import SCANVI
@@ -31,6 +32,7 @@ __all__ = [
     "CellAssign",
     "ElboEstimate",
     "FactorAnalysis",
+    "HierarchicalGLM",
     "LinearSCVI",
     "ModelGraph",
     "PyroModel",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_attributes(
         "CellAssign": "pyrovi.model.cellassign",
         "ElboEstimate": "pyrovi.model.elbo_estimate",
         "FactorAnalysis": "pyrovi.model.factor_analysis",
+        "HierarchicalGLM": "pyrovi.model.hierarchical_glm",
         "LinearSCVI": "pyrovi.model.linearscvi",
         "ModelGraph": "pyrovi.model.graph",
         "PPCA": "pyrovi.model.factor_analysis",
