@@ -70,7 +70,7 @@ def figure(
         If matplotlib is not installed.
     """
     matplotlib = require("matplotlib", "plots")
-    from pyrovi.criticism.shown import ShownAxes, ShownFigure
+    from pyrovi._shown import ShownAxes, ShownFigure
 
     with matplotlib.rc_context(_STYLE):
         made = ShownFigure(figsize=(width, height), dpi=_DPI, layout="constrained")

@@ -104,12 +104,12 @@ def plot_shrinkage(
             f"{', '.join(map(repr, model.coefficient_names))}."
         )
     require("matplotlib", "plots")
-    from matplotlib.figure import Figure
+    from pyrovi._shown import ShownFigure
 
     alone = no_pooling_effects(model)[name].to_numpy()
     table = get_effects(model, coefficients=name, **options)
     alpha = model.sample_posterior("alpha", reduce="mean")["alpha"].to_numpy()
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    figure = ShownFigure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     limit = 1.05 * float(np.abs(alone).max())
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8)
