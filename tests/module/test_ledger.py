@@ -13,6 +13,7 @@ from pyro import poutine
 from tests.module.stories import materialised
 from torch import Tensor
 
+from pyrovi.distributions import TruncatedNormal
 from pyrovi.errors import ModelError
 from pyrovi.module import PyroBaseModule, Role, obs_plate, plate
 
@@ -67,6 +68,7 @@ def test_supports_are_told_without_the_data() -> None:
         wide = pyro.sample(
             "wide", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 3.0])).to_event(1)
         )
+        pyro.sample("cut", TruncatedNormal(torch.tensor(0.0), 1.0, 0.25))
         with obs_plate():
             trials = X.sum(-1) + 2
             pyro.sample("k", dist.Binomial(trials, wide[0] / 2), obs=X[..., 0].clamp(0, 2).round())
@@ -74,9 +76,11 @@ def test_supports_are_told_without_the_data() -> None:
 
     def guide(X: Tensor) -> None:
         pyro.sample("wide", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 3.0])).to_event(1))
+        pyro.sample("cut", TruncatedNormal(torch.tensor(0.0), 1.0, 0.25))
 
     told = materialised(story, guide).ledger.to_frame()["support"].to_dict()
-    assert told == {"wide": "(low, high)", "k": "integers from 0 to n", "c": "integers from 0 to 2"}
+    integers = {"k": "integers from 0 to n", "c": "integers from 0 to 2"}
+    assert told == {"wide": "(low, high)", "cut": "> 0.25", **integers}
 
 
 def test_crossed_plates_and_broadcast_dimensions() -> None:

@@ -222,7 +222,6 @@ _SUPPORTS = {
     "Boolean": "0 or 1",
     "Simplex": "simplex",
     "GreaterThanEq(lower_bound=0.0)": ">= 0",
-    "GreaterThan(lower_bound=0.0)": "> 0",
     "IntegerGreaterThan(lower_bound=0)": "0, 1, 2, ...",
     "UnitInterval": "(0, 1)",
     "Interval(lower_bound=0.0, upper_bound=1.0)": "(0, 1)",
@@ -250,6 +249,8 @@ def _bounded(support: Any) -> str | None:
     if isinstance(support, type(constraints.interval(0, 1))) and any(map(_is_many, bounds)):
         low, high = map(_bound, bounds, ("low", "high"))
         return f"({low}, {high})"
+    if isinstance(support, type(constraints.greater_than(0))):
+        return f"> {_bound(bounds[0], 'low')}"
     return None
 
 
