@@ -138,6 +138,7 @@ def test_query_data_keep_the_loadings() -> None:
     mapped = LinearSCVI.load_query_data(query, reference)
     pd.testing.assert_frame_equal(mapped.get_loadings(), reference.get_loadings())
     mapped.train(2, batch_size=16, **QUICK)
+    pd.testing.assert_frame_equal(mapped.get_loadings(), reference.get_loadings())
     assert_unchanged(query, before)
     decoder = mapped.module.decoder.scale_layers.layers[0].linear.weight
     old = reference.module.decoder.scale_layers.layers[0].linear.weight

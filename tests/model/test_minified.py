@@ -69,7 +69,8 @@ def test_other_models_answer_as_before(kind):
     def ask():
         expression = model.get_normalized_expression(transform_batch="batch_1", n_samples=2)
         parts = expression if isinstance(expression, tuple) else (expression,)
-        return [model.get_latent_representation(), *map(np.asarray, parts)]
+        answers = [model.get_latent_representation(), *map(np.asarray, parts)]
+        return answers + ([model.predict(soft=True, num_samples=3)] if kind is SCANVI else [])
 
     before = ask()
     model.minify_adata()

@@ -28,7 +28,7 @@ from pyrovi.errors import (
     TrainingError,
     UnseenCategoryError,
 )
-from pyrovi.model import SCANVI, SCVI, truth_of
+from pyrovi.model import SCANVI, SCVI, LinearSCVI, truth_of
 
 SETUP = {
     "labels_key": "type",
@@ -184,10 +184,18 @@ def test_other_labels_and_data() -> None:
         SCANVI.from_scvi_model(scvi, "none", labels_key="type", adata=one_batch)
 
 
+def linear() -> LinearSCVI:
+    adata = make_data()
+    LinearSCVI.setup_anndata(adata, labels_key="labels")
+    return LinearSCVI(adata, n_hidden=8)
+
+
 def test_what_cannot_be_taken_over() -> None:
     scvi = make_model(epochs=0)
     with pytest.raises(ModelError, match="Expected a fitted SCVI model, got a str"):
         SCANVI.from_scvi_model("folder", "none")
+    with pytest.raises(ModelError, match="got a LinearSCVI"):
+        SCANVI.from_scvi_model(linear(), "none")
     with pytest.raises(ModelError, match="'n_hidden' is given by the SCVI model"):
         SCANVI.from_scvi_model(scvi, "none", n_hidden=4)
     with pytest.raises(ModelError, match="dispersion of each label"):
@@ -242,7 +250,8 @@ def test_bad_input() -> None:
     SCANVI.setup_anndata(adata, "nothing", "none")
     with pytest.raises(DataError, match=r"No cell has a label.*'none'"):
         SCANVI(adata)
-    SCANVI.setup_anndata(adata, "type", "Unknown")  # which does not occur: all are labelled
+    with pytest.warns(UserWarning, match=r"'Unknown' does not occur in adata.obs\['type'\]"):
+        SCANVI.setup_anndata(adata, "type", "Unknown")  # all are labelled
     assert SCANVI(adata, n_hidden=8).module.n_labels == 4
 
 

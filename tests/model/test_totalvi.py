@@ -244,6 +244,39 @@ def test_unseen_batches_of_a_query(fitted: Any) -> None:
     )
 
 
+def test_query_without_some_proteins(fitted: Any, tmp_path: Any) -> None:
+    fitted.save(tmp_path / "reference")
+    query = cells(lacking=False, seed=3)
+    query.obs_names = [f"new_{i}" for i in range(N)]
+    del query.obsm["protein"][NAMES[1]]
+    with pytest.raises(DataError, match=f"batch '[ab]': '{NAMES[1]}'"):
+        pv.model.TOTALVI.prepare_query_anndata(query, fitted)
+    query.obs["batch"] = pd.Categorical(["c"] * N)
+    for proteins in (query.obsm["protein"][NAMES[:1] + NAMES[:1:-1]], None):
+        given = query[:, ::-1].copy()
+        del given.obsm["protein"]
+        if proteins is not None:
+            given.obsm["protein"] = proteins
+        made = pv.model.TOTALVI.prepare_query_anndata(given, tmp_path / "reference", inplace=False)
+        assert list(made.var_names) == list(fitted.var_names)
+        model = pv.model.TOTALVI.load_query_data(made, fitted)
+        measured = [name in (() if proteins is None else proteins) for name in NAMES]
+        np.testing.assert_array_equal(model.module.measured[2], measured)
+        assert ("protein" in given.obsm) == (proteins is not None)
+
+
+def test_a_protein_with_the_name_of_a_gene() -> None:
+    adata = cells()
+    proteins = adata.obsm["protein"]
+    adata.obsm["protein"] = proteins.rename(columns={NAMES[0]: adata.var_names[0]})
+    pv.model.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+    model = pv.model.TOTALVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, enable_progress_bar=False)
+    table = model.differential_expression(groupby="batch", group1="a", group2="b", silent=True)
+    assert sorted(table.loc[adata.var_names[0], "modality"]) == ["protein", "rna"]
+    assert (table["modality"] == "protein").sum() == P
+
+
 def test_bad_input(fitted: Any) -> None:
     other = cells()
     other.obsm["protein"] = other.obsm["protein"][NAMES[::-1]]

@@ -88,7 +88,10 @@ def compare_groups(
     cells = np.stack([cells for task in tasks for cells in (task.cells1, task.cells2)])
     by_counts = all_stats or (mode == "change" and pseudocounts is None)
     if by_counts and is_minified(manager.data_registry):
-        raise no_counts("Means of counts (all_stats=True, pseudocounts=None)")
+        raise no_counts(
+            "Means of counts (all_stats=True, pseudocounts=None)",
+            "Or leave them out: all_stats=False, and a number of pseudocounts, e.g. 1e-5.",
+        )
     raw = features.raw_moments(manager, cells) if by_counts else {}
     tables = []
     for i, task in enumerate(_progress(tasks, silent)):

@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data.fields import CategoricalObsField
+from pyrovi.model import reference
 from pyrovi.model.loadings import loadings_frame
 from pyrovi.model.scvi import SCVI, count_fields
 from pyrovi.module.linear_vae import LinearVAE
@@ -127,6 +128,27 @@ class LinearSCVI(SCVI):
         arguments = locals()
         labels = CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key)
         cls.register(adata, count_fields(arguments, labels), arguments)
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData,
+        reference_model: Any,
+        *,
+        freeze_batchnorm_decoder: bool = True,
+        **options: Any,
+    ) -> LinearSCVI:
+        """As :meth:`SCVI.load_query_data`, keeping the loadings of the reference.
+
+        Parameters
+        ----------
+        adata, reference_model, options
+            As there.
+        freeze_batchnorm_decoder
+            Freeze the batch norm behind the loadings, whose scale is a part of them.
+        """
+        options["freeze_batchnorm_decoder"] = freeze_batchnorm_decoder
+        return reference.load_query_data(cls, adata, reference_model, **options)
 
     def get_loadings(self) -> pd.DataFrame:
         """Loadings: genes in rows, latent variables ``Z_0``, ``Z_1``, ... in columns.

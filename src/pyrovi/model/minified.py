@@ -29,9 +29,10 @@ def minify_adata(model: BaseModelClass) -> None:
     ``model.adata`` becomes a new AnnData without counts: with the moments of
     :math:`q(z_n \mid x_n)` and the library sizes in ``obsm``, and with ``obs``, ``var``, ``obsm``,
     ``varm`` and ``uns`` as they are. The AnnData that the model was made with is left alone.
-    Queries of latent variables, expression, differential expression and predictive draws answer as
-    before; those that compare with the counts (bounds on the evidence, predictive checks, training)
-    say that there are none.
+    Queries of latent variables, types, expression and predictive draws answer as before, as does
+    differential expression without means of counts (``all_stats=False``, given pseudocounts). Those
+    that compare with the counts (bounds on the evidence, predictive checks, training) say that
+    there are none.
     ``save(save_anndata=True)`` and ``load`` keep it so, and other observations with counts can
     still be passed as ``adata=``.
 

@@ -124,9 +124,11 @@ def differential_expression(
         return torch.cat([nodes["rho"]["value"], protein + protein_prior_count], -1)
 
     names = _feature_names(model)
-    table = compare_groups(model, Features(names, scale, _raw_moments), **options)
-    is_gene = table.index.isin(model.var_names)
-    table["modality"] = np.where(is_gene, "rna", "protein")
+    positions = pd.RangeIndex(len(names))  # a protein may have the name of a gene
+    table = compare_groups(model, Features(positions, scale, _raw_moments), **options)
+    found = table.index.to_numpy()
+    table.index = names[found].rename(table.index.name)
+    table["modality"] = np.where(found < len(model.var_names), "rna", "protein")
     return table
 
 

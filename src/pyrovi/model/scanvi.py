@@ -256,7 +256,7 @@ class SCANVI(SCVI):
 
 
 def _check_scvi_model(scvi_model: Any, options: Mapping[str, Any]) -> None:
-    if not isinstance(scvi_model, SCVI) or isinstance(scvi_model, SCANVI):
+    if type(scvi_model) is not SCVI:  # a subclass has other networks
         raise ModelError(f"Expected a fitted SCVI model, got a {type(scvi_model).__name__}.")
     if taken := [name for name in options if name in scvi_model._init_arguments]:
         raise ModelError(

@@ -26,7 +26,15 @@ from pyrovi.data.fields import (
 )
 from pyrovi.data.registry import registry_state
 from pyrovi.errors import DataError
-from pyrovi.model import expression, latent, minified, proteins, proteins_compared, reference
+from pyrovi.model import (
+    expression,
+    latent,
+    minified,
+    proteins,
+    proteins_compared,
+    query_proteins,
+    reference,
+)
 from pyrovi.model.background import background_prior
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.scvi import SCVI
@@ -381,6 +389,7 @@ class TOTALVI(BaseModelClass):
     get_feature_correlation_matrix = proteins_compared.get_feature_correlation_matrix
     minify_adata = minified.minify_adata
     load_query_data: ClassVar[Any] = classmethod(reference.load_query_data)
+    prepare_query_anndata = staticmethod(query_proteins.prepare_query_anndata)
 
 
 def _modalities(modalities: Mapping[str, str] | None) -> Mapping[str, str]:

@@ -220,7 +220,8 @@ class PyroBaseModule(PyroModule, metaclass=_ModuleMeta):
         """
         if self._names is not None and which not in self._names:
             self._names = {**self._names, which: self._argument_names(which, minibatch)}
-        return self._run(getattr(self, which), which, minibatch)
+        with _stored_moments(minibatch):
+            return self._run(getattr(self, which), which, minibatch)
 
     def _run(self, function: Callable[..., Any], which: str, minibatch: Minibatch) -> Any:
         if self._names is None:

@@ -27,12 +27,12 @@ def is_minified(tensors: Mapping[str, Any]) -> bool:
     return any(name.startswith(PREFIX) for name in tensors)
 
 
-def no_counts(what: str) -> DataError:
+def no_counts(what: str, instead: str = "") -> DataError:
     """The error of a query that needs the counts that minified data do not have."""
     return DataError(
         f"{what} needs the counts, and these data are minified: they have posterior moments of the "
         "latent variables in their place. Use the full data: pass them as adata=, or load a model "
-        "that was saved before minify_adata()."
+        f"that was saved before minify_adata(). {instead}".rstrip()
     )
 
 

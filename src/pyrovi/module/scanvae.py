@@ -172,7 +172,9 @@ class SCANVAE(VAE):
             Shape ``(n, n_labels)``.
         """
         seen = self._seen(X, batch, extra_categorical_covs, extra_continuous_covs)
-        return self._type_logits(self._posterior_of_z(seen).rsample())
+        with self.obs_plate():
+            z = pyro.sample("z", self._posterior_of_z(seen))  # of minified data: as they have it
+        return self._type_logits(z)
 
     # ------------------------------------------------------------------ its parts
 

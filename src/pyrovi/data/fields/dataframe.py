@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from pyrovi.data.categories import encode, find_categories, raise_unseen, unseen_categories
 from pyrovi.data.checks import numeric_column, warn_rare_categories
+from pyrovi.data.containers import preview
 from pyrovi.data.fields.base import JSON, AnnDataField, AnyData, Axis
 from pyrovi.errors import DataError, MissingKeyError
 
@@ -220,6 +222,14 @@ class LabelsWithUnlabeledObsField(CategoricalObsField):
                 for c in categories
             ]
             labels = [c for c, keep in zip(categories, is_label, strict=True) if keep]
+            if all(is_label):
+                warnings.warn(
+                    f"{self.unlabeled_category!r} does not occur in {self.where} "
+                    f"({preview(categories)}): all observations count as labelled. Look at the "
+                    "spelling and the type if some are not.",
+                    UserWarning,
+                    stacklevel=2,
+                )
             warn_rare_categories(labels, counts[is_label], self.where)
             mapping = labels + mapping
         return self._labels_state(mapping, self.key)
