@@ -206,6 +206,13 @@ def test_what_cannot_be_taken_over() -> None:
         SCANVI.from_scvi_model(SCVI(adata, n_hidden=8), "none")
 
 
+def test_can_be_diagnosed(model: SCANVI) -> None:
+    table = pv.criticism.diagnose(model).table
+    gap = table.loc["amortisation gap, nats per observation"]
+    assert gap["verdict"] == "not available"
+    assert "local k-hat" in " ".join(table.index)
+
+
 # ---------------------------------------------------------------------- queries of a reference
 
 

@@ -256,13 +256,21 @@ def _khat(model: BaseModelClass, observations: NDArray[np.intp], seed: int | Non
 
 
 def _gap(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None) -> Check:
+    what = "amortisation gap, nats per observation"
+    sites = model.sites
+    discrete = [
+        n for n in sites.names(Role.LOCAL) if getattr(sites[n].support, "is_discrete", False)
+    ]
+    if discrete:
+        named = ", ".join(map(repr, discrete))
+        return unavailable(what, f"The guide draws {named}, which no normal distribution replaces.")
     few = observations[:30]
     table = amortization_gap(
         model, indices=few, max_observations=None, covariance="diagonal", num_draws=16, seed=seed
     )
     gap = float(table["amortization_gap"].mean())
     return graded(
-        "amortisation gap, nats per observation",
+        what,
         gap,
         (0.5, 2.0),
         "One encoder for all observations loses this much of the ELBO: a wider encoder, or more "
