@@ -119,6 +119,6 @@ def test_a_summary_of_all_leaves_categories_out() -> None:
     assert names
     assert all(name.startswith("z[") for name in names)
     for query in (fitted.posterior_predictive, fitted.sample_prior):
-        with pytest.raises(ModelError, match="'y' are codes of categories.*shares of its draws"):
+        with pytest.raises(ModelError, match=r"'y' are codes of categories.*shares of its draws"):
             query("y", num_samples=3, reduce="mean")
     assert fitted.log_likelihood("y", num_samples=3, reduce="mean")["y"].shape == (len(X),)

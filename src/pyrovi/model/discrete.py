@@ -124,8 +124,8 @@ def check_no_categories(model: BaseModelClass, sites: Iterable[Site]) -> None:
     """
     if wrong := [site.name for site in sites if site.is_categorical]:
         raise ModelError(
-            f"The values of {', '.join(map(repr, wrong))} are codes of categories: a mean, standard "
-            "deviation or quantile of them tells nothing. Leave it out, and ask for "
+            f"The values of {', '.join(map(repr, wrong))} are codes of categories: a mean, "
+            "standard deviation or quantile of them tells nothing. Leave it out, and ask for "
             f"{' and '.join(dict.fromkeys(_instead(model, name) for name in wrong))}."
         )
 
