@@ -346,29 +346,25 @@ def test_mudata_are_set_up_as_such(run, tmp_path) -> None:
     assert done.exit_code == 0, done.output
 
 
-# Model class -> its setup and arguments on the command line, and the names of its latent
-# dimensions (none without a latent space).
+_NETWORKS = ["--layer", "counts", "--n-latent", 2, "-a", "n_hidden=4"]
+_MARKERS = '{"T": ["gene_0", "gene_1"], "B": ["gene_2"], "NK": ["gene_3"]}'
+# Model class -> its setup and arguments on the command line, and how the names of its latent
+# dimensions begin (None without a latent space).
 _MODELS = {
     "PPCA": (["--n-latent", 2], "Z_"),
     "FactorAnalysis": (["--n-latent", 2], "Z_"),
-    "SCVI": (["--layer", "counts", "--n-latent", 2, "-a", "n_hidden=4"], "latent_"),
-    "LinearSCVI": (["--layer", "counts", "--n-latent", 2, "-a", "n_hidden=4"], "Z_"),
+    "SCVI": (_NETWORKS, "latent_"),
+    "LinearSCVI": (_NETWORKS, "Z_"),
     "AmortizedLDA": (["--layer", "counts", "-a", "n_topics=2", "-a", "n_hidden=4"], "topic_"),
     "SCANVI": (
-        ["--labels-key", "labels", "-s", "unlabeled_category=label_0"]
-        + ["--layer", "counts", "--n-latent", 2, "-a", "n_hidden=4"],
+        [*_NETWORKS, "--labels-key", "labels", "-s", "unlabeled_category=label_0"],
         "latent_",
     ),
     "TOTALVI": (
-        ["--layer", "counts", "-s", "protein_expression_obsm_key=protein_expression"]
-        + ["--n-latent", 2, "-a", "n_hidden=4"],
+        [*_NETWORKS, "-s", "protein_expression_obsm_key=protein_expression"],
         "latent_",
     ),
-    "CellAssign": (
-        ["--layer", "counts", "-a"]
-        + ['cell_type_markers={"T": ["gene_0", "gene_1"], "B": ["gene_2"], "NK": ["gene_3"]}'],
-        None,
-    ),
+    "CellAssign": (["--layer", "counts", "-a", f"cell_type_markers={_MARKERS}"], None),
     "HierarchicalGLM": (["--layer", "counts", "-s", "condition_key=labels"], None),
 }
 _LABELS = {"SCANVI": ["label_1", "label_2"], "CellAssign": ["T", "B", "NK"]}
