@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import pyrovi as pv
+from pyrovi.cli.classes import known_models
 from pyrovi.errors import SaveLoadError
 
 
@@ -343,3 +344,109 @@ def test_mudata_are_set_up_as_such(run, tmp_path) -> None:
         "-a", "n_hidden=8", "--max-epochs", 1, "--accelerator", "cpu", "--out", tmp_path / "model",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
+
+
+_NETWORKS = ["--layer", "counts", "--n-latent", 2, "-a", "n_hidden=4"]
+_MARKERS = '{"T": ["gene_0", "gene_1"], "B": ["gene_2"], "NK": ["gene_3"]}'
+# Model class -> its setup and arguments on the command line, and how the names of its latent
+# dimensions begin (None without a latent space).
+_MODELS = {
+    "PPCA": (["--n-latent", 2], "Z_"),
+    "FactorAnalysis": (["--n-latent", 2], "Z_"),
+    "SCVI": (_NETWORKS, "latent_"),
+    "LinearSCVI": (_NETWORKS, "Z_"),
+    "AmortizedLDA": (["--layer", "counts", "-a", "n_topics=2", "-a", "n_hidden=4"], "topic_"),
+    "SCANVI": (
+        [*_NETWORKS, "--labels-key", "labels", "-s", "unlabeled_category=label_0"],
+        "latent_",
+    ),
+    "TOTALVI": (
+        [*_NETWORKS, "-s", "protein_expression_obsm_key=protein_expression"],
+        "latent_",
+    ),
+    "CellAssign": (["--layer", "counts", "-a", f"cell_type_markers={_MARKERS}"], None),
+    "HierarchicalGLM": (["--layer", "counts", "-s", "condition_key=labels"], None),
+}
+_LABELS = {"SCANVI": ["label_1", "label_2"], "CellAssign": ["T", "B", "NK"]}
+
+
+def test_every_model_has_its_line() -> None:
+    assert set(_MODELS) == set(known_models()) - {"PyroModel"}
+    assert set(_LABELS) == set(known_models(having="predict"))
+
+
+@pytest.mark.parametrize("name", _MODELS)
+def test_each_model_is_trained_and_queried(run, data_file, tmp_path, name) -> None:
+    words, dimension = _MODELS[name]
+    adata = anndata.read_h5ad(data_file)
+    model, latent, types = (tmp_path / n for n in ("model", "z.csv", "types.csv"))
+    done = run(
+        "train", data_file, "--model", name, *words, "--max-epochs", 2, "--accelerator", "cpu",
+        "--out", model,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    asked = ["--num-samples", 3, "--elbo"]
+    asked += ["--latent", latent] if dimension else []
+    asked += ["--predict", types] if name in _LABELS else []
+    done = run("query", model, data_file, *asked)
+    assert done.exit_code == 0, done.output
+    assert "nats per observation" in done.output
+    if dimension:
+        table = pd.read_csv(latent, index_col=0)
+        assert list(table.index) == list(adata.obs_names)
+        assert list(table.columns) == [f"{dimension}0", f"{dimension}1"]
+        assert np.isfinite(table.to_numpy()).all()
+        assert table.to_numpy().std() > 0
+    if name in _LABELS:
+        _check_types(run, model, data_file, types, _LABELS[name])
+    else:
+        done = run("query", model, data_file, "--predict", types)
+        assert done.exit_code == 2
+        assert f"{name} predicts no labels. Models that do: SCANVI, CellAssign" in done.output
+
+
+def _check_types(run, model, data_file, types, labels) -> None:
+    """Labels and probabilities, in every format; codes of the types are refused."""
+    adata = anndata.read_h5ad(data_file)
+    table = pd.read_csv(types, index_col=0)
+    assert list(table.index) == list(adata.obs_names)
+    assert list(table.columns) == ["label", *labels]
+    np.testing.assert_allclose(table[labels].sum(axis=1), 1, atol=1e-5)
+    assert list(table["label"]) == list(table[labels].idxmax(axis=1))
+    loaded = pv.load(model, adata)
+    soft = {"soft": True} if isinstance(loaded, pv.model.SCANVI) else {}
+    expected = loaded.predict(adata, num_samples=3, seed=0, **soft)
+    np.testing.assert_allclose(table[labels], expected, atol=1e-5)
+    rows = types.with_name("rows.txt")
+    rows.write_text("4\n2\n")
+    for suffix in (".npy", ".h5ad"):
+        out = types.with_suffix(suffix)
+        words = ["--predict", out, "--indices", rows]
+        assert run("query", model, data_file, *words).exit_code == 0
+    assert np.load(types.with_suffix(".npy")).shape == (2, len(labels))
+    stored = anndata.read_h5ad(types.with_suffix(".h5ad"))
+    assert list(stored.obs_names) == list(adata.obs_names[[4, 2]])
+    assert list(stored.var_names) == labels
+    assert list(stored.obs["label"]) == [labels[k] for k in stored.X.argmax(1)]
+    codes = types.with_name("codes.csv")
+    done = run("query", model, data_file, "--site", f"c={codes}")
+    assert done.exit_code == 2
+    assert "'c' are codes of categories" in done.output
+    assert "On the command line: --predict FILE" in done.output
+    assert not codes.exists()
+
+
+def test_predictions_of_ones_own_class_are_tables(run, data_file, tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_labels.py").write_text(
+        "from pyrovi.model import SCVI\n"
+        "class MyLabels(SCVI):\n"
+        "    def predict(self, adata, indices, batch_size, num_samples):\n"
+        "        return ['T'] * len(indices)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["--model", "my_labels:MyLabels", "--max-epochs", 1, "--accelerator", "cpu"]
+    assert run("train", data_file, *words, "-a", "n_hidden=4", "--out", "model").exit_code == 0
+    done = run("query", "model", data_file, "--import", "my_labels", "--predict", "types.csv")
+    assert done.exit_code == 2
+    assert "MyLabels.predict() gave a list. Expected a DataFrame" in done.output

@@ -79,3 +79,46 @@ def test_draws_agree_with_probabilities() -> None:
 def test_other_sites_have_no_probabilities() -> None:
     with pytest.raises(ModelError, match="'mu' is no discrete latent with one value"):
         discrete_marginals(model(), "mu")
+
+
+@pytest.mark.filterwarnings("ignore:This Given is not trained")
+def test_codes_of_categories_have_no_statistics() -> None:
+    fitted = model()
+    instead = r"'batch' are codes of categories.*: discrete_marginals\('batch'\)\."
+    for statistic in ("mean", "sd", "median", "q05", ["mean", "q50"]):
+        with pytest.raises(ModelError, match=instead):
+            fitted.sample_posterior("batch", num_samples=3, reduce=statistic)
+    with pytest.raises(ModelError, match=instead):
+        fitted.sample_posterior(num_samples=3, reduce="mean")
+    with pytest.raises(ModelError, match=instead):
+        fitted.summary(["mu", "batch"], num_samples=3)
+    # numbers stay numbers, draws are draws, and a function knows what it does
+    drawn = fitted.sample_posterior(["flip", "batch"], num_samples=200)
+    mean = fitted.sample_posterior("flip", num_samples=200, reduce="mean")["flip"]
+    np.testing.assert_allclose(mean, drawn["flip"].mean("draw"), atol=1e-6)
+    assert len(fitted.summary("flip", num_samples=3)) == len(X)
+    share = fitted.sample_posterior(
+        "batch", num_samples=200, reduce=lambda draws: (draws == 2).mean(0)
+    )["batch"]
+    assert share.shape == (len(X),)
+
+
+def classes_and_labels(X: Tensor) -> None:
+    with obs_plate():
+        c = pyro.sample("c", dist.Categorical(torch.tensor(WEIGHTS, dtype=torch.float32)))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        y = dist.Categorical(torch.ones(3)).expand(X.shape[:-1])
+        pyro.sample("y", y, obs=torch.zeros(X.shape[:-1]))
+        pyro.sample("X", dist.Normal((c + z)[..., None], SD).to_event(1), obs=X)
+
+
+@pytest.mark.filterwarnings("ignore:This Given is not trained")
+def test_a_summary_of_all_leaves_categories_out() -> None:
+    fitted = given(X, Pair(classes_and_labels, make_guide("normal", classes_and_labels)))
+    names = list(fitted.summary(num_samples=3).index)
+    assert names
+    assert all(name.startswith("z[") for name in names)
+    for query in (fitted.posterior_predictive, fitted.sample_prior):
+        with pytest.raises(ModelError, match=r"'y' are codes of categories.*shares of its draws"):
+            query("y", num_samples=3, reduce="mean")
+    assert fitted.log_likelihood("y", num_samples=3, reduce="mean")["y"].shape == (len(X),)

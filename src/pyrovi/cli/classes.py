@@ -40,8 +40,8 @@ def model_class(name: str) -> type[BaseModelClass]:
     return found
 
 
-def known_models() -> list[str]:
-    """Names of the model classes that come with pyrovi."""
+def known_models(having: str = "") -> list[str]:
+    """Names of the model classes that come with pyrovi: all, or those that have a method."""
     import pyrovi.model
     from pyrovi.model.base import BaseModelClass
 
@@ -52,6 +52,7 @@ def known_models() -> list[str]:
         if inspect.isclass(value)
         and issubclass(value, BaseModelClass)
         and not inspect.isabstract(value)
+        and (not having or hasattr(value, having))
     ]
 
 

@@ -82,9 +82,23 @@ def check_table(path: Path) -> None:
 
 
 def write_table(
-    path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+    path: Path,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Write a table: ``.csv``, ``.npy`` (numbers only) or ``.h5ad`` (as ``X``).
+
+    Parameters
+    ----------
+    path
+        The file.
+    values, rows, columns
+        Numbers, and the names of their rows and columns.
+    labels
+        A label of each row: the first column, ``label``, of ``.csv``; ``obs["label"]`` of
+        ``.h5ad``.
 
     Raises
     ------
@@ -94,10 +108,12 @@ def write_table(
     import pandas as pd
 
     frame = pd.DataFrame(values, index=list(rows), columns=list(columns))
+    obs = pd.DataFrame({} if labels is None else {"label": list(labels)}, index=frame.index)
+    named = frame if labels is None else pd.concat([obs, frame], axis=1)
     writers: dict[str, Callable[[], Any]] = {
-        ".csv": lambda: frame.to_csv(path),
+        ".csv": lambda: named.to_csv(path),
         ".npy": lambda: np.save(path, values),
-        ".h5ad": lambda: _write_h5ad(frame, path),
+        ".h5ad": lambda: _write_h5ad(frame, obs, path),
     }
     try:
         writers[path.suffix]()
@@ -105,10 +121,10 @@ def write_table(
         raise SaveLoadError(f"Cannot write {str(path)!r}: {error}") from error
 
 
-def _write_h5ad(frame: pd.DataFrame, path: Path) -> None:
+def _write_h5ad(frame: pd.DataFrame, obs: pd.DataFrame, path: Path) -> None:
     from anndata import AnnData
 
-    AnnData(frame).write_h5ad(path)
+    AnnData(frame, obs=obs).write_h5ad(path)
 
 
 def select_rows(adata: Any, positions: Path | None, names: Path | None) -> np.ndarray:

@@ -30,6 +30,13 @@ def query(
     statistic: Annotated[
         str, typer.Option(help="Statistic of --site: mean, sd, median, q05, q95, ...")
     ] = "mean",
+    predict: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the most probable label of each cell, and the probability of every label, "
+            "of a model that predicts labels: .csv, .h5ad or .npy (probabilities only)."
+        ),
+    ] = None,
     elbo: Annotated[
         bool, typer.Option("--elbo", help="Print the evidence lower bound per observation.")
     ] = False,
@@ -47,7 +54,8 @@ def query(
         ),
     ] = False,
     num_samples: Annotated[
-        int, typer.Option(min=1, help="Posterior draws of the statistics and the ELBO.")
+        int,
+        typer.Option(min=1, help="Posterior draws of the statistics, predictions and the ELBO."),
     ] = 25,
     batch_size: Annotated[int, typer.Option(min=1, help="Cells per minibatch.")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
@@ -72,11 +80,16 @@ def query(
     The 5 % quantile of any site (see [cyan]pyrovi info[/cyan] for their names):
 
     [cyan]$ pyrovi query model cells.h5ad --site mu=low.npy --statistic q05[/cyan]
+
+    The cell types that SCANVI or CellAssign find, with their probabilities:
+
+    [cyan]$ pyrovi query model cells.h5ad --predict types.csv[/cyan]
     """
+    import numpy as np
     from rich.console import Console
 
     from pyrovi._settings import settings
-    from pyrovi.cli.classes import import_module
+    from pyrovi.cli.classes import import_module, known_models
     from pyrovi.cli.files import check_table, read_data, select_rows
     from pyrovi.errors import ModelError
     from pyrovi.model.persistence import load_any
@@ -86,20 +99,20 @@ def query(
     tables = _sites(site or [])
     if normalized_expression is not None:
         tables["rho"] = normalized_expression
-    for path in [*tables.values(), *([latent] if latent else [])]:
+    for path in [*tables.values(), *([latent] if latent else []), *([predict] if predict else [])]:
         check_table(path)
-    if not (tables or latent or elbo):
+    if not (tables or latent or predict or elbo):
         raise ModelError(
             "Nothing was asked for: give --latent FILE, --normalized-expression FILE, "
-            "--site SITE=FILE or --elbo."
+            "--site SITE=FILE, --predict FILE or --elbo."
         )
     settings.seed = seed
     loaded = load_any(model)
-    unknown = [name for name in tables if name not in loaded.sites]
-    if unknown:
+    _check_sites(loaded, list(tables))
+    if predict is not None and not hasattr(loaded, "predict"):
         raise ModelError(
-            f"{type(loaded).__name__} has no site {', '.join(map(repr, unknown))}; its sites are: "
-            f"{', '.join(loaded.sites)}."
+            f"{type(loaded).__name__} predicts no labels. Models that do: "
+            f"{', '.join(known_models(having='predict'))}; or a class of your own with a predict()."
         )
     if latent is not None and not hasattr(loaded, "get_latent_representation"):
         raise ModelError(
@@ -112,13 +125,19 @@ def query(
     console = Console()
     if latent is not None:
         values = loaded.get_latent_representation(**options)
-        names = [f"latent_{i}" for i in range(values.shape[1])]
-        _write(console, latent, values, adata.obs_names[rows], names)
+        names = _latent_names(loaded, values)
+        _write(console, latent, np.asarray(values), adata.obs_names[rows], names)
     for name, path in tables.items():
         draws = loaded.sample_posterior(name, num_samples=num_samples, reduce=statistic, **options)[
             name
         ]
         _write_site(console, path, name, draws, adata.obs_names[rows])
+    if predict is not None:
+        probabilities = _probabilities(loaded, num_samples=num_samples, **options)
+        columns = [str(label) for label in probabilities.columns]
+        labels = np.array(columns, dtype=object)[probabilities.to_numpy().argmax(1)]
+        table = probabilities.to_numpy()
+        _write(console, predict, table, adata.obs_names[rows], columns, labels)
     if elbo:
         bound = loaded.get_elbo(num_samples=num_samples, **options)
         console.print(
@@ -141,6 +160,59 @@ def _sites(pairs: list[str]) -> dict[str, Path]:
     return tables
 
 
+def _check_sites(model: Any, names: list[str]) -> None:
+    """Refuse names of no site, and sites without statistics."""
+    from pyrovi.errors import ModelError
+    from pyrovi.model.discrete import check_no_categories
+
+    if unknown := [name for name in names if name not in model.sites]:
+        raise ModelError(
+            f"{type(model).__name__} has no site {', '.join(map(repr, unknown))}; its sites are: "
+            f"{', '.join(model.sites)}."
+        )
+    try:
+        check_no_categories(model, (model.sites[name] for name in names))
+    except ModelError as error:
+        here = " On the command line: --predict FILE." if hasattr(model, "predict") else ""
+        raise ModelError(f"{error}{here}") from error
+
+
+def _latent_names(model: Any, values: Any) -> list[str]:
+    """Names of the latent dimensions: those of the table, of the loadings, or numbers."""
+    from pyrovi.model.loadings import factor_names
+
+    if hasattr(values, "columns"):
+        return list(map(str, values.columns))
+    n_latent = values.shape[1]
+    if hasattr(model, "get_loadings"):
+        return factor_names(n_latent)
+    return [f"latent_{i}" for i in range(n_latent)]
+
+
+def _probabilities(model: Any, **options: Any) -> Any:
+    """Table of the probabilities of labels: what ``predict`` returns, softly if it can.
+
+    Raises
+    ------
+    ModelError
+        If it is none, as of a class of the user's own.
+    """
+    import inspect
+
+    import pandas as pd
+
+    from pyrovi.errors import ModelError
+
+    soft = {"soft": True} if "soft" in inspect.signature(model.predict).parameters else {}
+    found = model.predict(**soft, **options)
+    if not isinstance(found, pd.DataFrame):
+        raise ModelError(
+            f"{type(model).__name__}.predict() gave a {type(found).__name__}. Expected a DataFrame "
+            "of probabilities, observations x labels (if asked for soft=True, where it takes it)."
+        )
+    return found
+
+
 def _write_site(console: Any, path: Path, name: str, values: Any, obs_names: Any) -> None:
     """Write a labelled result with at most two dimensions; its first one gives the rows."""
     from pyrovi.errors import ModelError
@@ -160,9 +232,11 @@ def _write_site(console: Any, path: Path, name: str, values: Any, obs_names: Any
     _write(console, path, array.reshape(len(rows), -1), rows, columns)
 
 
-def _write(console: Any, path: Path, values: Any, rows: Any, columns: Any) -> None:
+def _write(
+    console: Any, path: Path, values: Any, rows: Any, columns: Any, labels: Any = None
+) -> None:
     from pyrovi.cli.files import write_table
 
-    write_table(path, values, rows, columns)
+    write_table(path, values, rows, columns, labels)
     shape = " x ".join(f"{size:,}" for size in values.shape)
     console.print(f"{shape} -> [bold]{path}[/bold]", highlight=False, soft_wrap=True)

@@ -252,7 +252,7 @@ class Subject:
 
     @cached_property
     def global_summary(self) -> pd.DataFrame:
-        """Posterior of the global sites, one row for each number."""
-        return self.model.summary(
-            self.model.sites.names(Role.GLOBAL), align=self.align, seed=self.seed
-        )
+        """Posterior of the global sites, one row for each number; categories are none."""
+        sites = self.model.sites
+        names = [name for name in sites.names(Role.GLOBAL) if not sites[name].is_categorical]
+        return self.model.summary(names, align=self.align, seed=self.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,9 +107,44 @@ def discrete_marginals(
     return label(arrays, result, _category_names(coords, result))
 
 
-def _enumerated_sites(model: BaseModelClass, sites: str | Sequence[str] | None) -> list[str]:
+def check_no_categories(model: BaseModelClass, sites: Iterable[Site]) -> None:
+    """Refuse statistics of categories, whose codes stand for names.
+
+    Parameters
+    ----------
+    model
+        The model.
+    sites
+        What statistics are asked of.
+
+    Raises
+    ------
+    ModelError
+        Naming the sites of categories, and what to ask for instead.
+    """
+    if wrong := [site.name for site in sites if site.is_categorical]:
+        raise ModelError(
+            f"The values of {', '.join(map(repr, wrong))} are codes of categories: a mean, "
+            "standard deviation or quantile of them tells nothing. Leave it out, and ask for "
+            f"{' and '.join(dict.fromkeys(_instead(model, name) for name in wrong))}."
+        )
+
+
+def _instead(model: BaseModelClass, name: str) -> str:
+    if name in _summed_out(model):
+        return f"the probabilities of its values: discrete_marginals({name!r})"
+    if model.sites[name].is_latent and hasattr(model, "predict"):
+        return "the probabilities of its values: predict()"
+    return "shares of its draws: reduce=lambda draws: (draws == code).mean(0)"
+
+
+def _summed_out(model: BaseModelClass) -> list[str]:
     every = model.sites.names(Role.ENUMERATED)
-    available = [name for name in every if model.sites[name].plates == (OBS_PLATE,)]
+    return [name for name in every if model.sites[name].plates == (OBS_PLATE,)]
+
+
+def _enumerated_sites(model: BaseModelClass, sites: str | Sequence[str] | None) -> list[str]:
+    available = _summed_out(model)
     names = available if sites is None else model.sites.resolve(sites)
     if wrong := [name for name in names if name not in available]:
         raise ModelError(

@@ -22,6 +22,7 @@ from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
+from pyrovi.model.discrete import check_no_categories
 from pyrovi.model.draws import example_on_device, resolve_num_samples, warn_if_untrained
 from pyrovi.model.queries import check_size, run_labelled
 from pyrovi.model.setup import transferred_manager
@@ -94,6 +95,8 @@ def predict_new(
     described = {name: model.sites[name] for name in names}
     positions = resolve_indices(indices, manager.n_obs)
     reduction = Reduction(reduce)
+    if reduction.statistics:
+        check_no_categories(model, described.values())
     if reduce is None:
         check_size(described, count, len(positions))
     module, example = model.module, example_on_device(model, manager)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovi._settings import settings
 from pyrovi.dataloaders.minibatch import Minibatch
 from pyrovi.errors import ModelError
+from pyrovi.model.discrete import check_no_categories
 from pyrovi.model.draws import (
     example_on_device,
     latent_sites,
@@ -78,7 +79,8 @@ def sample_posterior(
     reduce
         ``None`` returns the draws. ``"mean"``, ``"sd"``, ``"median"``, ``"q05"`` or the like return
         that statistic, a list several, and a function what it makes of an array whose first axis is
-        the draws. Reductions happen minibatch by minibatch: memory stays bounded. If only global
+        the draws. Sites of categories have no statistics: see :meth:`discrete_marginals`, or give a
+        function. Reductions happen minibatch by minibatch: memory stays bounded. If only global
         sites are asked for, means and standard deviations do not need the draws in memory either;
         with local sites all ``num_samples`` draws of the globals are held.
     intervention
@@ -95,8 +97,8 @@ def sample_posterior(
     Raises
     ------
     ModelError
-        If a site is unknown, the result would be too large, or a deterministic site outside the
-        observation plate is a function of the minibatch.
+        If a site is unknown, the result would be too large, a statistic of categories is asked for,
+        or a deterministic site outside the observation plate is a function of the minibatch.
 
     Notes
     -----
@@ -268,6 +270,8 @@ def _query(
             name: Site(name, Role.OBSERVED, (), (OBS_PLATE,), (OBS_PLATE,), 0) for name in names
         }
     reduction = Reduction(reduce)
+    if reduction.statistics:
+        check_no_categories(model, sites.values())
     if reduce is None:
         check_size(sites, num_samples, len(positions))
     example = example_on_device(model, manager)

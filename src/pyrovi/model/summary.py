@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pyrovi._rng import derive_seed
 from pyrovi.errors import ModelError
 from pyrovi.model.chains import in_chain, num_chains
+from pyrovi.model.discrete import check_no_categories
+from pyrovi.model.draws import latent_sites
 from pyrovi.module.ledger import Role
 from pyrovi.module.stored import StoredDraws
 from pyrovi.posterior.alignment import Symmetry
@@ -46,7 +48,8 @@ def summary(
     ----------
     sites
         Latent or deterministic sites; ``None`` for all global latent sites, or all latent ones of a
-        model that has no global ones.
+        model that has no global ones, but for those of categories (see
+        :meth:`discrete_marginals`).
     coords
         Dimension -> label or labels to keep, e.g. ``{"var": ["CD3D"]}``.
     num_samples
@@ -76,7 +79,7 @@ def summary(
     Raises
     ------
     ModelError
-        If a site, dimension or label is unknown.
+        If a site, dimension or label is unknown, or the values of a site are categories.
     """
     import pandas as pd
 
@@ -84,9 +87,11 @@ def summary(
         raise ModelError(f"probability must be between 0 and 1, got {probability}.")
     if interval not in ("eti", "hdi"):
         raise ModelError(f"interval must be 'eti' or 'hdi', got {interval!r}.")
+    names = _default_sites(model) if sites is None else model.sites.resolve(sites)
+    check_no_categories(model, map(model.sites.__getitem__, names))
     draws = chain_draws(
         model,
-        sites,
+        names,
         num_samples=_of_each(model, num_samples),
         align=align,
         adata=adata,
@@ -95,8 +100,8 @@ def summary(
     )
     if coords:
         draws = _selected(draws, coords)
-    names, values = scalar_columns(draws, ("chain", "draw"))
-    flat = values.reshape(-1, len(names))
+    quantities, values = scalar_columns(draws, ("chain", "draw"))
+    flat = values.reshape(-1, len(quantities))
     low, high = _interval(flat, probability, interval)
     tail = (1 - probability) / 2
     labels = (
@@ -106,12 +111,17 @@ def summary(
     )
     columns = {
         "mean": flat.mean(0),
-        "sd": flat.std(0, ddof=1) if len(flat) > 1 else np.full(len(names), np.nan),
+        "sd": flat.std(0, ddof=1) if len(flat) > 1 else np.full(len(quantities), np.nan),
         labels[0]: low,
         labels[1]: high,
         **convergence_statistics(values),
     }
-    return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
+    return pd.DataFrame(columns, index=pd.Index(quantities, name="quantity"))
+
+
+def _default_sites(model: BaseModelClass) -> list[str]:
+    names = model.sites.names(Role.GLOBAL) or latent_sites(model)
+    return [name for name in names if not model.sites[name].is_categorical] or names
 
 
 def _of_each(model: BaseModelClass, num_samples: int | None) -> int | None:

@@ -20,6 +20,7 @@ from pyrovi.module.sites import (
     check_enumerable,
     check_outside_plate,
     check_same_sites,
+    is_categorical,
     is_improper,
     support_varies,
 )
@@ -67,6 +68,9 @@ class Site:
     is_improper
         Whether it is latent with a flat density, from which nothing can be drawn
         (``dist.ImproperUniform``).
+    is_categorical
+        Whether its values are codes of categories, of which no mean makes sense: it is drawn from a
+        Categorical, or names a ``category_dim``.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Site:
     support: Any = None
     support_varies: bool = False
     is_improper: bool = False
+    is_categorical: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -391,6 +396,7 @@ def _make_site(
         support=None if is_deterministic(node) else getattr(node["fn"], "support", None),
         support_varies=varies and is_latent(node),
         is_improper=is_latent(node) and is_improper(node["fn"]),
+        is_categorical=is_categorical(node),
     )
 
 

@@ -60,6 +60,13 @@ def is_improper(fn: Any) -> bool:
     return isinstance(_base(fn), dist.ImproperUniform)
 
 
+def is_categorical(node: Any) -> bool:
+    """Whether the values of a site are codes of categories without an order."""
+    return "category_dim" in (node["infer"] or {}) or isinstance(
+        _base(node["fn"]), dist.Categorical
+    )
+
+
 def support_varies(fns: Sequence[Any]) -> bool:
     """Whether the supports of some distributions differ, or depend on trained parameters.
 
