@@ -6,11 +6,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from anndata import AnnData
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from tests.train.toys import QUIET
 
 from pyrovi.data.fields import CategoricalObsField, LayerField
 from pyrovi.dataloaders import AnnDataLoader
 from pyrovi.errors import TrainingError
+from pyrovi.model import SCVI
 from pyrovi.model.base import BaseModelClass
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.train import AdversarialTrainingPlan
@@ -59,7 +62,7 @@ def two_batches(n=300):
 PLAN = {"n_categories": 2, "n_epochs_kl_warmup": 0, "lr": 0.01}
 
 
-@pytest.mark.parametrize(("weight", "hidden"), [(0.0, False), (10.0, True)])
+@pytest.mark.parametrize(("weight", "hidden"), [(0.0, False), (50.0, True)])
 def test_the_guide_hides_the_batch_from_the_classifier(weight, hidden):
     adata, batch = two_batches()
     model = Linear(adata)
@@ -77,6 +80,30 @@ def test_the_guide_hides_the_batch_from_the_classifier(weight, hidden):
     assert (told > 0.5) == hidden  # log 2 is that of a classifier that knows nothing
 
 
+def probed(weight: float) -> tuple[float, float]:
+    """How often a classifier tells the batches by SCVI's z, and the loss of the guide."""
+    rng = np.random.default_rng(2)
+    batch, kind = rng.integers(0, 2, 400), rng.integers(0, 3, 400)
+    log_rate = rng.normal(0, 1, (3, 30))[kind] + rng.normal(0, 0.7, (2, 30))[batch]
+    adata = AnnData(rng.poisson(2 * np.exp(log_rate)).astype(np.float32))
+    adata.obs["batch"] = np.array(["a", "b"])[batch]
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata)
+    options = {"n_categories": 2, "scale_adversarial_loss": weight}
+    model.train(60, training_plan=AdversarialTrainingPlan, plan_kwargs=options, **QUIET)
+    z = model.get_latent_representation()
+    told = cross_val_score(LogisticRegression(), z, batch, cv=3).mean()
+    return told, model.history["adversarial_loss_train"].iloc[-1, 0]
+
+
+def test_a_large_weight_does_not_run_past_indifference():
+    """Belief in the wrong batch as aim tells batches apart ever better: 0.995 at weight 50."""
+    without, _ = probed(0.0)
+    large, loss = probed(50.0)
+    assert large < without - 0.1  # 0.62 and 0.83; chance is 0.5
+    assert np.log(2) <= loss < np.log(2) + 0.05
+
+
 def test_terms_move_whom_they_are_meant_for():
     adata, _ = two_batches(40)
     module = Linear(adata).module
@@ -88,17 +115,17 @@ def test_terms_move_whom_they_are_meant_for():
     z = traces[0][1].nodes["z"]["value"]
     log_c = plan.adversary(z).log_softmax(-1)
     own = minibatch["batch"][:, 0]
-    misled = -log_c[torch.arange(40), 1 - own].mean()
+    confused = -log_c.mean(-1).mean()  # cross entropy to the uniform distribution
     told = -log_c[torch.arange(40), own].mean()
-    assert metrics["adversarial_loss"].item() == pytest.approx(misled.item(), rel=1e-5)
+    assert metrics["adversarial_loss"].item() == pytest.approx(confused.item(), rel=1e-5)
     assert metrics["adversary_loss"].item() == pytest.approx(told.item(), rel=1e-5)
-    assert total.item() == pytest.approx((loss + 2 * misled + told).item(), rel=1e-5)
+    assert total.item() == pytest.approx((loss + 2 * confused + told).item(), rel=1e-5)
     theirs = list(plan.adversary.parameters())
     guides = list(module.encoder.parameters())
     found = torch.autograd.grad(total, [*theirs, *guides], retain_graph=True)
     right = [
         *torch.autograd.grad(told, theirs, retain_graph=True),
-        *torch.autograd.grad(loss + 2 * misled, guides),
+        *torch.autograd.grad(loss + 2 * confused, guides),
     ]
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one, other)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from tests.train.toys import QUIET, Amortised, Mean, toy
 
 from pyrovi.errors import TrainingError
@@ -51,6 +52,7 @@ def test_the_negative_elbo_as_objective_is_svi():
         (3, "objective is 3"),
         (lambda module, minibatch, weight: minibatch["X"], "of shape .*take its mean"),
         (lambda module, minibatch, weight: 1.0, "returned a float"),
+        (lambda module, minibatch, weight: minibatch["X"].mean(), "without a gradient"),
     ],
 )
 def test_bad_objectives(objective, message):
@@ -59,6 +61,24 @@ def test_bad_objectives(objective, message):
         model.train(
             1, training_plan=LowLevelTrainingPlan, plan_kwargs={"objective": objective}, **QUIET
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "LowLevelTrainingPlan needs 'objective'; give it as plan_kwargs={'objective'"),
+        ({"objective": len, "loss_fn": Trace_ELBO()}, "loss_fn and objective would both"),
+        ({"objective": len, "loss_fn": "elbo"}, "loss_fn and objective would both"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(TrainingError, match=message):
+        toy(Amortised).train(1, training_plan=LowLevelTrainingPlan, plan_kwargs=options, **QUIET)
+
+
+def test_a_loss_that_is_no_elbo_is_refused():
+    with pytest.raises(TrainingError, match="loss_fn is 'elbo'.*LowLevelTrainingPlan"):
+        toy(Amortised).train(1, plan_kwargs={"loss_fn": "elbo"}, **QUIET)
 
 
 def test_a_plan_that_is_none_is_refused():

@@ -176,7 +176,8 @@ def train(
         Training checkpoint to resume from (see ``enable_checkpointing``).
     training_plan
         Class of the training plan; ``None``: the one of the model
-        (:meth:`~pyrovi.model.BaseModelClass.training_plan_class`).
+        (:meth:`~pyrovi.model.BaseModelClass.training_plan_class`). Pairs of minibatches, of all
+        and of labelled observations, are only for plans that take them.
     datasplitter_kwargs, plan_kwargs
         Further arguments of the data splitter (:class:`~pyrovi.dataloaders.DataSplitter` unless the
         model has another) and of the training plan (:class:`~pyrovi.train.SVITrainingPlan`).
@@ -197,8 +198,10 @@ def train(
     if method != "svi":
         train_by(model, method, asked)
         return
-    from pyrovi.train.runner import TrainRunner, choose_plan
+    from pyrovi.train.runner import TrainRunner, check_plan_class, choose_plan
 
+    plan_class = model.training_plan_class() if training_plan is None else training_plan
+    check_plan_class(plan_class)
     manager = model.adata_manager
     if is_minified(manager.data_registry):
         raise no_counts("Training")
@@ -209,6 +212,7 @@ def train(
     plan_arguments = _with_learning_rate(plan_kwargs, lr)
     data = training_splitter(
         model,
+        plan_class,
         {
             "train_size": train_size,
             "validation_size": validation_size,
@@ -246,8 +250,9 @@ def train(
         drop_restarts(model)
     check_start(start, model)
     check_batches(model, data.n_train, size)
-    _check_monitors(data.n_val, early_stopping, plan_arguments, trainer_kwargs)
-    plan_class = model.training_plan_class() if training_plan is None else training_plan
+    watched = f"{plan_class.watched}_validation"
+    trainer_kwargs = {"early_stopping_monitor": watched, **trainer_kwargs}
+    _check_monitors(data.n_val, early_stopping, plan_class, plan_arguments, trainer_kwargs)
     plan = choose_plan(model.module, plan_arguments, trainer_kwargs, plan_class)
     if start is not None and not is_fitted_by_svi(model):
         model.starts[start](model, data.train_idx)
@@ -309,22 +314,23 @@ def _merge_history(model: BaseModelClass, values: Mapping[str, Mapping[int, floa
 def _check_monitors(
     n_val: int,
     early_stopping: bool | str,
+    plan_class: type[SVITrainingPlan],
     plan_arguments: Mapping[str, Any],
     trainer_kwargs: Mapping[str, Any],
 ) -> None:
     """Refuse options that watch held-out observations where there are none."""
-    monitor = trainer_kwargs.get("early_stopping_monitor", "elbo_validation")
+    monitor = trainer_kwargs["early_stopping_monitor"]
     watching = {
         "early_stopping=True": early_stopping is True and monitor,
         "restore_best=True": trainer_kwargs.get("restore_best") and monitor,
         "reduce_lr_on_plateau=True": plan_arguments.get("reduce_lr_on_plateau")
-        and plan_arguments.get("lr_scheduler_metric", "elbo_validation"),
+        and (plan_arguments.get("lr_scheduler_metric") or f"{plan_class.watched}_validation"),
     }
     for option, metric in watching.items():
         if metric and str(metric).endswith("_validation") and n_val == 0:
             raise TrainingError(
                 f"{option} watches {metric!r}, but train_size leaves no validation observations; "
-                "use train_size=0.9, watch 'elbo_train', or stop on the training ELBO with "
+                f"use train_size=0.9, watch '{plan_class.watched}_train', or stop on it with "
                 "early_stopping='elbo'."
             )
 

@@ -15,6 +15,7 @@ from pyrovi.model.rows import check_rows
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
+    from pyrovi.train import SVITrainingPlan
 
 
 def training_batch_size(batch_size: Any) -> int | None:
@@ -63,7 +64,11 @@ def check_batches(model: BaseModelClass, n_train: int, size: int | None) -> None
 
 
 def training_splitter(
-    model: BaseModelClass, options: dict[str, Any], size: int | None, accelerator: str | None
+    model: BaseModelClass,
+    plan_class: type[SVITrainingPlan],
+    options: dict[str, Any],
+    size: int | None,
+    accelerator: str | None,
 ) -> Any:
     """Splits of the model's data in memory, or on a device.
 
@@ -71,6 +76,8 @@ def training_splitter(
     ----------
     model
         The model.
+    plan_class
+        Class of the training plan; pairs of minibatches are only for those that take them.
     options
         Arguments of the splitter.
     size
@@ -83,7 +90,7 @@ def training_splitter(
     TrainingError
         If an option belongs elsewhere or has no effect.
     """
-    from pyrovi.dataloaders import DataSplitter
+    from pyrovi.dataloaders import DataSplitter, SemiSupervisedDataSplitter
 
     check_rows(model)
     for name in sorted({"batch_size", "accelerator", "on_device"} & options.keys()):
@@ -94,6 +101,14 @@ def training_splitter(
     if options.get("external_indexing") is not None:
         options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
     splitter = model.data_splitter_class()
+    if issubclass(splitter, SemiSupervisedDataSplitter) and not plan_class.takes_pairs:
+        splitter = DataSplitter
+        if options.get("n_samples_per_label") is not None:
+            raise TrainingError(
+                f"n_samples_per_label={options['n_samples_per_label']!r} is of the classification "
+                f"loss, which {plan_class.__name__} does not have; leave it out."
+            )
+        options = {name: o for name, o in options.items() if name != "n_samples_per_label"}
     if accelerator is None:
         data = splitter(model.adata_manager, batch_size=size, **options)
     elif splitter is not DataSplitter:

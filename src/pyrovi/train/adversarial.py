@@ -1,4 +1,4 @@
-"""SVI with an adversary: a classifier of batches that the guide learns to mislead."""
+"""SVI with an adversary: a classifier of batches that the guide learns to leave in doubt."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class AdversarialTrainingPlan(SVITrainingPlan):
     r"""SVI of a latent variable that a classifier cannot tell categories by.
 
     The classifier :math:`c` is trained beside the module to tell the category :math:`s_n` (the
-    batch) of an observation by its draw :math:`z_n` of the guide; the guide is trained to make it
-    believe in the other categories:
+    batch) of an observation by its draw :math:`z_n` of the guide; the guide is trained to leave it
+    undecided between the :math:`S` categories:
 
     .. math::
         \mathcal{L} = -\mathrm{ELBO}
-        - \kappa\, \mathbb{E}\Big[\frac{1}{S-1}\sum_{s \ne s_n} \log c(s \mid z_n)\Big]
+        - \kappa\, \mathbb{E}\Big[\frac{1}{S} \sum_s \log c(s \mid z_n)\Big]
         - \mathbb{E}\big[\log c(s_n \mid \mathrm{stop}(z_n))\big],
 
     where the second term moves the guide alone and the third one the classifier alone. Both are
-    steps of one optimiser.
+    steps of one optimiser. The second term is the cross entropy of the classifier to the uniform
+    distribution. Its least value, :math:`\kappa \log S`, is that of a classifier that knows
+    nothing, so that the guide has nothing to gain by going on beyond it.
 
     Parameters
     ----------
@@ -57,6 +59,17 @@ class AdversarialTrainingPlan(SVITrainingPlan):
     TrainingError
         If there are fewer than two categories, the site is none that the guide draws for every
         observation, or the weight is negative.
+
+    Notes
+    -----
+    ``history`` has ``adversarial_loss_train`` (the second term without its weight) and
+    ``adversary_loss_train`` (the third), in nats.
+
+    Departure from the reference and scvi-tools: these train the guide towards the *wrong*
+    categories. That has no optimum at indifference: at large weights the guide runs past it, and
+    batches become easier to tell than without an adversary. Here, too, weights and learning rates
+    so large that the ELBO hardly counts let the guide outrun the classifier:
+    ``adversarial_loss_train`` is then far above :math:`\log S`.
 
     References
     ----------
@@ -115,11 +128,10 @@ class AdversarialTrainingPlan(SVITrainingPlan):
         category = minibatch[self.category][:, 0].repeat(len(traces))
         fixed = {name: p.detach() for name, p in self.adversary.named_parameters()}
         seen = functional_call(self.adversary, fixed, (z,)).log_softmax(-1)
-        right = nn.functional.one_hot(category, self.n_categories).to(seen.dtype)
-        misled = -((1 - right) * seen).sum(-1).mean() / (self.n_categories - 1)
+        confused = -seen.mean()  # cross entropy to the uniform distribution
         told = nn.functional.cross_entropy(self.adversary(z.detach()), category)
         weight = self.scale_adversarial_loss
         if weight == "auto":
             weight = 1 - self.kl_weight
-        metrics = {"adversarial_loss": misled.detach(), "adversary_loss": told.detach()}
-        return loss + weight * misled + told, parts | metrics
+        metrics = {"adversarial_loss": confused.detach(), "adversary_loss": told.detach()}
+        return loss + weight * confused + told, parts | metrics

@@ -187,7 +187,7 @@ REMEDIES = (
 
 
 class ELBOConvergence(EarlyStopping):
-    """Stop when the training ELBO has stopped moving beyond its noise.
+    """Stop when the training ELBO, or another plan's loss, has stopped moving beyond its noise.
 
     The mean over the last quarter of the epochs is compared with that over the quarter before it.
     Training stops when it is better by less than ``rtol`` of its size or by less than two standard
@@ -215,6 +215,7 @@ class ELBOConvergence(EarlyStopping):
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
         if _plan(trainer).is_warming_up:
             return
+        self.monitor = f"{_plan(trainer).watched}_train"
         self._losses.append(float(trainer.callback_metrics[self.monitor]))
         count = len(self._losses)
         if count < 4 * self.window or count % (self.window // 2 + 1):
@@ -222,7 +223,7 @@ class ELBOConvergence(EarlyStopping):
         change = block_change(self._losses, count // 4)
         if change.improvement < max(self.rtol * abs(change.mean), 2 * change.error):
             self.reason = (
-                f"elbo_train improved by {change.improvement:.3g} over the last {count // 4} "
+                f"{self.monitor} improved by {change.improvement:.3g} over the last {count // 4} "
                 f"epochs, within its noise ({2 * change.error:.3g}) or {self.rtol:g} of its size"
             )
             trainer.should_stop = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ Objective = Callable[[PyroBaseModule, Minibatch, float], Tensor | tuple[Tensor, 
 class LowLevelTrainingPlan(SVITrainingPlan):
     """Training by an objective that need not be an ELBO.
 
-    Optimisers, schedules, clipping, checkpoints, early stopping (name the metric to watch:
-    ``early_stopping_monitor="loss_validation"``) and history are those of
-    :class:`SVITrainingPlan`; the loss is what a function returns.
+    Optimisers, schedules, clipping, checkpoints, early stopping (on ``loss_validation`` unless
+    ``early_stopping_monitor`` names a metric) and history are those of :class:`SVITrainingPlan`;
+    the loss is what a function returns.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class LowLevelTrainingPlan(SVITrainingPlan):
     Raises
     ------
     TrainingError
-        If the function does not return a scalar.
+        If ``loss_fn`` is given, or the function does not return a scalar that has a gradient.
 
     Notes
     -----
@@ -56,7 +56,14 @@ class LowLevelTrainingPlan(SVITrainingPlan):
     >>> model.train(training_plan=LowLevelTrainingPlan, plan_kwargs=plan)  # doctest: +SKIP
     """
 
+    watched: ClassVar[str] = "loss"
+
     def __init__(self, module: PyroBaseModule, *, objective: Objective, **kwargs: Any) -> None:
+        if kwargs.get("loss_fn") is not None:
+            raise TrainingError(
+                "loss_fn and objective would both be the loss. Leave loss_fn out, or use "
+                "SVITrainingPlan, whose loss it is."
+            )
         super().__init__(module, **kwargs)
         if not callable(objective):
             raise TrainingError(
@@ -75,6 +82,11 @@ class LowLevelTrainingPlan(SVITrainingPlan):
             raise TrainingError(
                 f"The objective returned {_described(loss)}. Expected a tensor with one element, "
                 "the loss per observation: take its mean."
+            )
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise TrainingError(
+                "The objective returned a loss without a gradient. Expected a function of the "
+                "module's parameters, by torch alone: no detach(), item(), numpy or no_grad()."
             )
         loss = loss.reshape(())
         values = {"loss": loss, **metrics}

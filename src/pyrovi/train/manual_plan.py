@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
+from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,6 +15,11 @@ from pyrovi.errors import TrainingError
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.train.metrics import record_traces
 from pyrovi.train.plan import SVITrainingPlan, has_differentiable_loss
+
+
+@effectful(type="param")
+def _parameter() -> Tensor:
+    return torch.zeros(())
 
 
 class ManualSVITrainingPlan(SVITrainingPlan):
@@ -31,6 +37,11 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         Clip the gradient of all parameters by ``"norm"`` or by ``"value"``.
     accumulate_grad_batches
         Minibatches per optimiser step.
+
+    Raises
+    ------
+    TrainingError
+        If the guide sums over the values of a discrete site.
     """
 
     def __init__(
@@ -43,6 +54,13 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         **kwargs: Any,
     ) -> None:
         super().__init__(module, **kwargs)
+        if module.summed_by_guide:
+            raise TrainingError(
+                f"The guide sums over the values of {', '.join(module.summed_by_guide)}, which "
+                f"{type(self.elbo).__name__} cannot do where it computes its own gradients. Use "
+                "SVITrainingPlan with an ELBO that has a differentiable loss (Trace_ELBO, "
+                "TraceMeanField_ELBO, TraceEnum_ELBO)."
+            )
         self._clipping = (gradient_clip_val, gradient_clip_algorithm or "norm")
         self._accumulate = accumulate_grad_batches
 
@@ -79,7 +97,7 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         self._check_bound(minibatch)
         with record_traces(self.elbo) as traces, self._annealed(self._next_weight()):
             elbo: Any = self.elbo
-            loss = elbo.loss_and_grads(self.module.run_model, self.module.run_guide, minibatch)
+            loss = elbo.loss_and_grads(self.module.run_model, self._run_guide, minibatch)
         loss = torch.as_tensor(loss / minibatch.n_obs, device=self.device)
         self.means["train"].update(self._parts(self.elbo, traces, minibatch, loss), minibatch.n)
         self._n_obs = minibatch.n_obs
@@ -87,6 +105,14 @@ class ManualSVITrainingPlan(SVITrainingPlan):
         if (batch_idx + 1) % self._accumulate == 0 or last:
             self._step()
         return loss
+
+    def _run_guide(self, minibatch: Minibatch) -> Any:
+        """Run the guide; its trace holds a parameter, without which some ELBOs take no gradient.
+
+        Those of torch modules are none to Pyro unless they are registered with it.
+        """
+        _parameter(name="_trained")
+        return self.module.run_guide(minibatch)
 
     def _step(self) -> None:
         assert self.optimizer_plan is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pyro
@@ -82,7 +82,8 @@ class SVITrainingPlan(pl.LightningModule):
         normal guide then cancels but for the gradient. For guides by name with locations and scales
         alone.
     reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min
-        Reduce the learning rate when a metric has stopped improving.
+        Reduce the learning rate when a metric has stopped improving; ``None`` is
+        ``elbo_validation`` (:attr:`watched`).
 
     Raises
     ------
@@ -92,6 +93,13 @@ class SVITrainingPlan(pl.LightningModule):
     """
 
     module: PyroBaseModule
+
+    takes_pairs: ClassVar[bool] = False
+    """Whether training steps take pairs of minibatches: of all observations, of labelled ones."""
+
+    watched: ClassVar[str] = "elbo"
+    """Metric, without ``_train`` or ``_validation``, that stopping and schedules watch unless told
+    otherwise."""
 
     def __init__(
         self,
@@ -114,11 +122,16 @@ class SVITrainingPlan(pl.LightningModule):
         lr_factor: float = 0.6,
         lr_patience: int = 30,
         lr_threshold: float = 0.0,
-        lr_scheduler_metric: str = "elbo_validation",
+        lr_scheduler_metric: str | None = None,
         lr_min: float = 0.0,
     ) -> None:
         super().__init__()
         self.module = module
+        if not isinstance(loss_fn, ELBO | None):
+            raise TrainingError(
+                f"loss_fn is {loss_fn!r}. Expected an ELBO of pyro.infer, such as Trace_ELBO(); for "
+                "another objective use LowLevelTrainingPlan."
+            )
         self.elbo = module.default_elbo() if loss_fn is None else loss_fn
         in_parallel = self.elbo.vectorize_particles and self.elbo.num_particles > 1
         self.elbo.max_plate_nesting = module.ledger.max_plate_nesting + in_parallel
@@ -162,7 +175,7 @@ class SVITrainingPlan(pl.LightningModule):
             self._make_plateau = plateau_scheduler(
                 factor=lr_factor, patience=lr_patience, threshold=lr_threshold, min_lr=lr_min
             )
-        self.lr_scheduler_metric = lr_scheduler_metric
+        self.lr_scheduler_metric = lr_scheduler_metric or f"{self.watched}_validation"
         self.kl_weight = self.warmup.max_weight  # of the latest training step
         self.means = {"train": EpochMean(), "validation": EpochMean()}
         self.optimizer_plan: OptimizerPlan | None = None

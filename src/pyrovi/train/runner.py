@@ -27,16 +27,37 @@ from pyrovi.train.trainer import Trainer
 _MANUAL_OPTIONS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
 
-def _refuse_unknown(plan_class: type[SVITrainingPlan], plan_kwargs: dict[str, Any]) -> None:
+def check_plan_class(plan_class: Any) -> None:
+    """Refuse what is no class of training plans.
+
+    Raises
+    ------
+    TrainingError
+        If it is none.
+    """
+    if not (isinstance(plan_class, type) and issubclass(plan_class, SVITrainingPlan)):
+        raise TrainingError(
+            f"training_plan is {plan_class!r}. Expected a subclass of pyrovi.train.SVITrainingPlan "
+            "(the class; its arguments are plan_kwargs)."
+        )
+
+
+def _check_arguments(plan_class: type[SVITrainingPlan], plan_kwargs: dict[str, Any]) -> None:
     plans = [c for c in plan_class.__mro__ if issubclass(c, SVITrainingPlan)]
     signatures = [inspect.signature(c).parameters for c in plans]
-    keywords = [p.name for s in signatures for p in s.values() if p.kind is p.KEYWORD_ONLY]
-    known = list(dict.fromkeys(keywords))
+    keywords = [p for s in signatures for p in s.values() if p.kind is p.KEYWORD_ONLY]
+    known = list(dict.fromkeys(p.name for p in keywords))
     if unknown := [name for name in plan_kwargs if name not in known]:
         hint = " (scvi-tools' `optimizer` is `optim` here)" if "optimizer" in unknown else ""
         raise TrainingError(
             f"plan_kwargs has {', '.join(map(repr, unknown))}, which the training plan does not "
             f"know{hint}; it takes: {', '.join(known)}."
+        )
+    needed = [p.name for p in keywords if p.default is p.empty]
+    if missing := [name for name in needed if name not in plan_kwargs]:
+        raise TrainingError(
+            f"{plan_class.__name__} needs {', '.join(map(repr, missing))}; give it as "
+            f"plan_kwargs={{{missing[0]!r}: ...}}."
         )
 
 
@@ -62,19 +83,17 @@ def choose_plan(
     Raises
     ------
     TrainingError
-        If it is no training plan, or does not know an argument.
+        If it is no training plan, or an argument is unknown to it or missing.
     """
-    if not (isinstance(plan_class, type) and issubclass(plan_class, SVITrainingPlan)):
-        raise TrainingError(
-            f"training_plan is {plan_class!r}. Expected a subclass of pyrovi.train.SVITrainingPlan "
-            "(the class; its arguments are plan_kwargs)."
-        )
-    _refuse_unknown(plan_class, plan_kwargs)
+    check_plan_class(plan_class)
+    _check_arguments(plan_class, plan_kwargs)
     elbo = plan_kwargs.get("loss_fn") or module.default_elbo()
-    if plan_class is not SVITrainingPlan or has_differentiable_loss(elbo):
+    if plan_class is SVITrainingPlan and not has_differentiable_loss(elbo):
+        plan_class = ManualSVITrainingPlan
+    if not issubclass(plan_class, ManualSVITrainingPlan):
         return plan_class(module, **plan_kwargs)
     moved = {k: trainer_kwargs.pop(k) for k in _MANUAL_OPTIONS if k in trainer_kwargs}
-    return ManualSVITrainingPlan(module, **plan_kwargs, **moved)
+    return plan_class(module, **(plan_kwargs | moved))
 
 
 class TrainRunner:

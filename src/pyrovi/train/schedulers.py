@@ -104,8 +104,9 @@ def decaying_scheduler(last: float, steps: int) -> Callable[[Optimizer], LRSched
 
 def missing_metric(monitor: str, metrics: Mapping[str, Any]) -> TrainingError:
     """Error for a watched metric that nobody logs."""
-    hint = " There are no validation observations." if monitor.endswith("_validation") else ""
+    found, held_out = sorted(metrics), "_validation"
+    lacks = monitor.endswith(held_out) and not any(name.endswith(held_out) for name in found)
     return TrainingError(
         f"The monitored metric {monitor!r} has not been logged; metrics are: "
-        f"{', '.join(sorted(metrics)) or 'none'}.{hint if 'elbo_validation' not in metrics else ''}"
+        f"{', '.join(found) or 'none'}.{' There are no validation observations.' if lacks else ''}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -47,6 +47,8 @@ class SemiSupervisedTrainingPlan(SVITrainingPlan):
     ``history`` has ``classification_loss`` (cross entropy, nats) and ``accuracy`` of labelled
     observations, for training and validation.
     """
+
+    takes_pairs: ClassVar[bool] = True
 
     def __init__(
         self, module: PyroBaseModule, *, classification_ratio: float = 50.0, **kwargs: Any
