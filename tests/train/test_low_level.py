@@ -77,7 +77,7 @@ def test_bad_options(options, message):
 
 
 def test_a_loss_that_is_no_elbo_is_refused():
-    with pytest.raises(TrainingError, match="loss_fn is 'elbo'.*LowLevelTrainingPlan"):
+    with pytest.raises(TrainingError, match=r"loss_fn is 'elbo'.*LowLevelTrainingPlan"):
         toy(Amortised).train(1, plan_kwargs={"loss_fn": "elbo"}, **QUIET)
 
 

@@ -82,8 +82,15 @@ def test_every_plan_trains_every_model_or_says_what_it_lacks(kind, plan):
         assert model.predict(soft=True).shape == (N, 2)
 
 
-def test_splits_of_labels_are_options_of_the_plan_that_reads_them():
-    with pytest.raises(TrainingError, match="n_samples_per_label=3 .*SVITrainingPlan does not"):
+def test_plans_are_compared_on_the_same_splits():
+    models = [made(SCANVI), made(SCANVI)]
+    models[0].train(1, **QUIET)
+    models[1].train(1, training_plan=SVITrainingPlan, **QUIET)
+    np.testing.assert_array_equal(models[0].train_indices, models[1].train_indices)
+
+
+def test_an_option_of_the_classification_loss_needs_one():
+    with pytest.raises(TrainingError, match=r"n_samples_per_label=3 .*SVITrainingPlan does not"):
         made(SCANVI).train(1, training_plan=SVITrainingPlan, n_samples_per_label=3, **QUIET)
 
 
@@ -105,7 +112,7 @@ def test_a_plan_watches_its_own_metric(early_stopping):
 
 
 def test_without_held_out_cells_the_metric_is_named():
-    with pytest.raises(TrainingError, match="watches 'loss_validation'.*watch 'loss_train'"):
+    with pytest.raises(TrainingError, match=r"watches 'loss_validation'.*watch 'loss_train'"):
         made(SCVI).train(
             1, training_plan=LowLevelTrainingPlan, plan_kwargs={"objective": encoded},
             early_stopping=True, train_size=1.0, **QUIET,

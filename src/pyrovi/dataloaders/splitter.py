@@ -192,6 +192,12 @@ class SemiSupervisedDataSplitter(DataSplitter):
     train_size, validation_size, shuffle_set_split, **kwargs
         See :class:`DataSplitter`.
 
+    Attributes
+    ----------
+    gives_pairs
+        Whether to train on pairs. ``False``: the same splits in plain minibatches, for training
+        plans without a classifier.
+
     Raises
     ------
     DataError
@@ -208,6 +214,7 @@ class SemiSupervisedDataSplitter(DataSplitter):
         **kwargs: Any,
     ) -> None:
         self.n_samples_per_label = n_samples_per_label
+        self.gives_pairs = True
         self._labelled = label_codes(manager)[1]
         super().__init__(manager, train_size, validation_size, shuffle_set_split, **kwargs)
 
@@ -228,7 +235,7 @@ class SemiSupervisedDataSplitter(DataSplitter):
         )
 
     def _training_loader(self) -> Any:
-        if not self._labelled[self.train_idx].any():
+        if not self.gives_pairs or not self._labelled[self.train_idx].any():
             return super()._training_loader()
         return SemiSupervisedDataLoader(
             self.manager,

@@ -101,14 +101,6 @@ def training_splitter(
     if options.get("external_indexing") is not None:
         options = {k: v for k, v in options.items() if k not in ("train_size", "validation_size")}
     splitter = model.data_splitter_class()
-    if issubclass(splitter, SemiSupervisedDataSplitter) and not plan_class.takes_pairs:
-        splitter = DataSplitter
-        if options.get("n_samples_per_label") is not None:
-            raise TrainingError(
-                f"n_samples_per_label={options['n_samples_per_label']!r} is of the classification "
-                f"loss, which {plan_class.__name__} does not have; leave it out."
-            )
-        options = {name: o for name, o in options.items() if name != "n_samples_per_label"}
     if accelerator is None:
         data = splitter(model.adata_manager, batch_size=size, **options)
     elif splitter is not DataSplitter:
@@ -118,6 +110,13 @@ def training_splitter(
         )
     else:
         data = _device_splitter(model, options, size, accelerator)
+    if isinstance(data, SemiSupervisedDataSplitter) and not plan_class.takes_pairs:
+        if data.n_samples_per_label is not None:
+            raise TrainingError(
+                f"n_samples_per_label={data.n_samples_per_label!r} is of the classification loss, "
+                f"which {plan_class.__name__} does not have; leave it out."
+            )
+        data.gives_pairs = False
     if size is None:
         return data
     smallest = data.n_train // math.ceil(data.n_train / size)

@@ -129,8 +129,8 @@ class SVITrainingPlan(pl.LightningModule):
         self.module = module
         if not isinstance(loss_fn, ELBO | None):
             raise TrainingError(
-                f"loss_fn is {loss_fn!r}. Expected an ELBO of pyro.infer, such as Trace_ELBO(); for "
-                "another objective use LowLevelTrainingPlan."
+                f"loss_fn is {loss_fn!r}. Expected an ELBO of pyro.infer, such as Trace_ELBO(); "
+                "for another objective use LowLevelTrainingPlan."
             )
         self.elbo = module.default_elbo() if loss_fn is None else loss_fn
         in_parallel = self.elbo.vectorize_particles and self.elbo.num_particles > 1
