@@ -221,7 +221,10 @@ def _is_matrix(site: Site) -> bool:
 
 def _collapse(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None) -> Check:
     """Active units of Burda et al. (2016): dimensions that say something of an observation."""
-    names = model.sites.names(Role.LOCAL)
+    what = "collapsed dimensions of local latents, share"
+    names = [n for n in model.sites.names(Role.LOCAL) if not model.sites[n].is_categorical]
+    if not names:
+        return unavailable(what, "The local latents are categories.")
     found = model.sample_posterior(
         names, num_samples=_DRAWS, indices=observations, reduce=["mean", "sd"], seed=seed
     )
@@ -234,7 +237,7 @@ def _collapse(model: BaseModelClass, observations: NDArray[np.intp], seed: int |
         inactive = between < INACTIVE * (between + within)
         idle, total = idle + int(inactive.sum()), total + inactive.size
     return graded(
-        "collapsed dimensions of local latents, share",
+        what,
         idle / total,
         (0.0, 0.5),
         "Some dimensions ignore the data (posterior collapse): use fewer, or a longer KL warm-up.",
