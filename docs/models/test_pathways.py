@@ -22,7 +22,7 @@ def simulated():
     model = Pathways(adata)
     truth = model.simulate(seed=1)
     fit = model.fresh_copy(truth)
-    fit.train(60, lr=0.01, enable_progress_bar=False)
+    fit.train(100, lr=0.01, enable_progress_bar=False)
     return fit, truth
 
 
