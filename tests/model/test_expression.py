@@ -10,7 +10,7 @@ from tests.model.planted import planted_adata, planted_model
 
 from pyrovi.errors import MissingKeyError, ModelError, UnseenCategoryError
 from pyrovi.model.decoding import in_batch, spread_draws
-from pyrovi.model.denoised import denoised_samples
+from pyrovi.model.denoised import denoised_genes, denoised_samples
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +197,8 @@ def test_predictive_counts_are_a_layer_or_an_array(model):
 def test_correlations_are_those_of_the_denoised_draws(model, correlation_type):
     table = model.get_feature_correlation_matrix(n_samples=4, correlation_type=correlation_type)
     draws = denoised_samples(
-        model, None, None, n_samples=4, batch_size=None, rna_size_factor=1000, batch=None,
-        genes=np.arange(30), seed=None,
+        model, lambda nodes: denoised_genes(nodes, 1000, np.arange(30)), model.manager_of(None),
+        np.arange(60), batch=None, n_samples=4,
     )  # fmt: skip
     assert draws.shape == (240, 30)
     exact = np.corrcoef(draws.T) if correlation_type == "pearson" else spearmanr(draws)[0]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovi._constants import REGISTRY_KEYS
+from pyrovi._rng import generator
 from pyrovi._settings import settings
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import registry_state
@@ -72,6 +73,20 @@ def batch_codes(model: BaseModelClass, transform_batch: Any) -> list[int | None]
     return [known.index(batch) for batch in asked]
 
 
+def single_batch(model: BaseModelClass, transform_batch: Any) -> list[int | None]:
+    """As :func:`batch_codes`, for what is drawn in one batch.
+
+    Raises
+    ------
+    ModelError
+        If several batches are named.
+    """
+    codes = batch_codes(model, transform_batch)
+    if len(codes) > 1:
+        raise ModelError("Counts are drawn in one batch: name a single one in transform_batch.")
+    return codes
+
+
 def in_batch(code: int | None) -> Intervention:
     """Put cells into a batch (an intervention: the guide still sees the real one)."""
 
@@ -124,6 +139,25 @@ def spread_draws(
     each, left = divmod(num_draws, len(positions))
     extra = rng.choice(positions, size=left, replace=False)
     return rng.permutation(np.concatenate([np.repeat(positions, each), extra]))
+
+
+def rows_to_draw(
+    positions: NDArray[np.int64], n_samples: int, n_samples_overall: int | None, seed: int | None
+) -> NDArray[np.int64]:
+    """Cells to draw from: each of them, or as many as make up the draws in all.
+
+    Raises
+    ------
+    ModelError
+        If both numbers are given.
+    """
+    if n_samples_overall is None:
+        return positions
+    if n_samples != 1:
+        raise ModelError(
+            "Give either n_samples (draws of each cell) or n_samples_overall, got both."
+        )
+    return spread_draws(positions, n_samples_overall, generator("draws", "cells", seed=seed))
 
 
 def stream_decoded(
@@ -215,6 +249,24 @@ def stream_decoded(
         yield values
 
 
+def collect_decoded(
+    model: BaseModelClass,
+    read: Reader,
+    manager: AnnDataManager,
+    rows: NDArray[np.int64],
+    *,
+    average: bool,
+    **options: Any,
+) -> dict[str, NDArray[Any]]:
+    """What :func:`stream_decoded` reads of all cells; the mean of the draws, or all of them."""
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for values in stream_decoded(model, read, manager, rows, **options):
+        for name, value in values.items():
+            drawn = value.mean(0) if average else value
+            parts.setdefault(name, []).append(drawn.cpu().numpy())
+    return {name: np.concatenate(blocks, axis=-2) for name, blocks in parts.items()}
+
+
 def read_sites(sites: Sequence[str], genes: NDArray[np.int64] | None = None) -> Reader:
     """Reader of the values of sites, at some genes."""
 
@@ -222,9 +274,14 @@ def read_sites(sites: Sequence[str], genes: NDArray[np.int64] | None = None) -> 
         values = {name: nodes[name]["value"] for name in sites}
         if genes is None:
             return values
-        return {k: v[..., torch.as_tensor(genes, device=v.device)] for k, v in values.items()}
+        return {name: at_positions(value, genes) for name, value in values.items()}
 
     return read
+
+
+def at_positions(values: Tensor, positions: NDArray[np.int64]) -> Tensor:
+    """Some features of each cell."""
+    return values[..., torch.as_tensor(positions, device=values.device)]
 
 
 def likelihood_of(nodes: Mapping[str, Any], site: str = REGISTRY_KEYS.X_KEY) -> Any:

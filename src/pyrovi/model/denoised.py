@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.stats import rankdata
 from torch import Tensor
 
+from pyrovi.data import AnnDataManager
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
 from pyrovi.model.decoding import (
+    Reader,
+    at_positions,
     batch_codes,
     gene_positions,
     likelihood_of,
     read_sites,
+    single_batch,
     stream_decoded,
 )
 from pyrovi.model.queries import MAX_ELEMENTS
@@ -62,31 +67,43 @@ def posterior_predictive_sample(
     ModelError
         If the array would be too large, or several batches are named.
     """
-    codes = batch_codes(model, transform_batch)
-    if len(codes) > 1:
-        raise ModelError("Counts are drawn in one batch: name a single one in transform_batch.")
+    codes = single_batch(model, transform_batch)
     genes = gene_positions(model, gene_list)
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
     if n_samples > 1:
         check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
-    counts = (
-        values["X"].cpu().numpy()
-        for values in stream_decoded(
-            model,
-            read_sites(["X"], genes),
-            manager,
-            positions,
-            batches=codes,
-            num_samples=n_samples,
-            predictive=True,
-            batch_size=batch_size,
-            seed=seed,
-        )
-    )
+    found = predictive_counts(
+        model, read_sites(["X"], genes), manager, positions, n_samples, batches=codes,
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    return found["X"]
+
+
+def predictive_counts(
+    model: BaseModelClass,
+    read: Reader,
+    manager: AnnDataManager,
+    positions: NDArray[np.int64],
+    n_samples: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """Counts drawn anew at what is read.
+
+    One draw is a sparse matrix of cells by features; several are an array of ``(cells, features,
+    n_samples)``.
+    """
+    parts: dict[str, list[Any]] = {}
+    for values in stream_decoded(
+        model, read, manager, positions, num_samples=n_samples, predictive=True, **options
+    ):
+        for name, value in values.items():
+            drawn = value.cpu().numpy()
+            part = sparse.csr_matrix(drawn[0]) if n_samples == 1 else np.moveaxis(drawn, 0, -1)
+            parts.setdefault(name, []).append(part)
     if n_samples == 1:
-        return sparse.vstack([sparse.csr_matrix(block[0]) for block in counts], format="csr")
-    return np.concatenate([np.moveaxis(block, 0, -1) for block in counts])
+        return {name: sparse.vstack(blocks, format="csr") for name, blocks in parts.items()}
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 
 def get_feature_correlation_matrix(
@@ -138,11 +155,14 @@ def get_feature_correlation_matrix(
         If an option has no meaning, or the draws would be too large.
     """
     genes = gene_positions(model, gene_list)
+    manager = model.manager_of(adata)
+    positions = resolve_indices(indices, manager.n_obs)
+    check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
 
     def draw(code: int | None) -> np.ndarray:
         return denoised_samples(
-            model, adata, indices, n_samples=n_samples, batch_size=batch_size,
-            rna_size_factor=rna_size_factor, batch=code, genes=genes, seed=seed,
+            model, lambda nodes: denoised_genes(nodes, rna_size_factor, genes), manager, positions,
+            batch=code, n_samples=n_samples, batch_size=batch_size, seed=seed,
         )  # fmt: skip
 
     codes = batch_codes(model, transform_batch)
@@ -189,45 +209,43 @@ def correlations(
 
 def denoised_samples(
     model: BaseModelClass,
-    adata: Any,
-    indices: Any,
+    denoised: Callable[[Mapping[str, Any]], Tensor],
+    manager: AnnDataManager,
+    positions: NDArray[np.int64],
     *,
-    n_samples: int,
-    batch_size: int | None,
-    rna_size_factor: float,
     batch: int | None,
-    genes: np.ndarray,
-    seed: int | None,
+    n_samples: int,
+    batch_size: int | None = None,
+    seed: int | None = None,
 ) -> np.ndarray:
-    """Denoised expression of each cell and draw, shape ``(cells * n_samples, genes)``.
+    """Denoised expression of each cell and draw, shape ``(cells * n_samples, features)``.
 
-    See :func:`get_feature_correlation_matrix`; ``batch`` is the code of the batch to decode in.
+    Parameters
+    ----------
+    denoised
+        Takes the expression, of shape ``(cells, features)``, from the nodes of a model trace.
+    manager, positions
+        The data, and which cells of them.
+    batch
+        Code of the batch to decode in; ``None`` for each cell's own.
+    n_samples, batch_size, seed
+        As in :func:`get_feature_correlation_matrix`.
     """
-    manager = model.manager_of(adata)
-    positions = resolve_indices(indices, manager.n_obs)
-    check_size(n_samples * len(positions) * len(genes), "n_samples, gene_list or indices")
     parts = [
-        values["denoised"].cpu().numpy().reshape(-1, len(genes))
+        values["denoised"].cpu().flatten(0, 1).numpy()
         for values in stream_decoded(
-            model,
-            lambda nodes: {"denoised": denoised_genes(nodes, rna_size_factor, genes)},
-            manager,
-            positions,
-            batches=[batch],
-            num_samples=n_samples,
-            batch_size=batch_size,
-            seed=seed,
+            model, lambda nodes: {"denoised": denoised(nodes)}, manager, positions,
+            batches=[batch], num_samples=n_samples, batch_size=batch_size, seed=seed,
         )
-    ]
+    ]  # fmt: skip
     return np.concatenate(parts)
 
 
 def denoised_genes(nodes: Mapping[str, Any], size_factor: float, genes: np.ndarray) -> Tensor:
     """Draw of the denoised expression of genes, from the nodes of a model trace."""
     fn, rho = likelihood_of(nodes), nodes["rho"]["value"]
-    chosen = torch.as_tensor(genes, device=rho.device)
-    rate = size_factor * rho[..., chosen]
-    return gamma_rate(rate, fn.theta[..., chosen]) if hasattr(fn, "theta") else rate
+    rate = size_factor * at_positions(rho, genes)
+    return gamma_rate(rate, at_positions(fn.theta, genes)) if hasattr(fn, "theta") else rate
 
 
 def gamma_rate(mean: Tensor, inverse_dispersion: Tensor) -> Tensor:

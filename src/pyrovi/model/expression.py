@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovi._constants import REGISTRY_KEYS
-from pyrovi._rng import generator
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import ModelError
 from pyrovi.model.decoding import (
     Weights,
     batch_codes,
+    collect_decoded,
     gene_positions,
     likelihood_of,
     read_sites,
-    spread_draws,
-    stream_decoded,
+    rows_to_draw,
 )
 from pyrovi.model.latent import guide_moments
 
@@ -96,32 +95,16 @@ def get_normalized_expression(
     check_library_size(library_size)
     genes = gene_positions(model, gene_list)
     manager = model.manager_of(adata)
-    positions = rows = resolve_indices(indices, manager.n_obs)
-    if n_samples_overall is not None:
-        if n_samples != 1:
-            raise ModelError(
-                "Give either n_samples (draws of each cell) or n_samples_overall, got both."
-            )
-        rows = spread_draws(positions, n_samples_overall, generator("draws", "cells", seed=seed))
+    positions = resolve_indices(indices, manager.n_obs)
+    rows = rows_to_draw(positions, n_samples, n_samples_overall, seed)
     average = return_mean or n_samples == 1
     site = "mu" if library_size == "latent" else "rho"
-    parts = [
-        _reduced(values[site], average)
-        for values in stream_decoded(
-            model,
-            read_sites([site], genes),
-            manager,
-            rows,
-            batches=batch_codes(model, transform_batch),
-            num_samples=n_samples,
-            weights=weights,
-            batch_size=batch_size,
-            seed=seed,
-        )
-    ]
-    result = np.concatenate(parts, axis=-2)
-    if not isinstance(library_size, str) and library_size != 1:
-        result *= np.asarray(library_size, dtype=result.dtype)
+    found = collect_decoded(
+        model, read_sites([site], genes), manager, rows, average=average,
+        batches=batch_codes(model, transform_batch), num_samples=n_samples, weights=weights,
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    result = of_library_size(found[site], library_size)
     if return_numpy or n_samples_overall is not None:
         return result
     if not average:
@@ -165,19 +148,10 @@ def get_likelihood_parameters(
     """
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
-    collected: dict[str, list[np.ndarray]] = {}
-    for values in stream_decoded(
-        model,
-        _read_parameters,
-        manager,
-        positions,
-        num_samples=n_samples,
-        batch_size=batch_size,
-        seed=seed,
-    ):
-        for name, value in values.items():
-            collected.setdefault(name, []).append(_reduced(value, give_mean or n_samples == 1))
-    return {name: np.concatenate(parts, axis=-2) for name, parts in collected.items()}
+    return collect_decoded(
+        model, _read_parameters, manager, positions, average=give_mean or n_samples == 1,
+        num_samples=n_samples, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
 
 
 def get_latent_library_size(
@@ -257,8 +231,13 @@ def _read_parameters(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
     return {"mean": mean}
 
 
-def _reduced(draws: Tensor, average: bool) -> NDArray[Any]:
-    return (draws.mean(0) if average else draws).cpu().numpy()
+def of_library_size(
+    expression: NDArray[Any], library_size: float | Literal["latent"]
+) -> NDArray[Any]:
+    """Expression of cells that sum to a number; as it is where that is their own."""
+    if not isinstance(library_size, str) and library_size != 1:
+        expression *= np.asarray(library_size, dtype=expression.dtype)
+    return expression
 
 
 def check_library_size(library_size: Any) -> None:

@@ -14,22 +14,28 @@ from scipy import sparse
 from torch import Tensor
 
 from pyrovi._constants import REGISTRY_KEYS
-from pyrovi._rng import generator
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import registry_state
 from pyrovi.dataloaders.indices import resolve_indices
 from pyrovi.errors import MissingKeyError, ModelError
 from pyrovi.model.decoding import (
-    Reader,
     Weights,
+    at_positions,
     batch_codes,
+    collect_decoded,
     gene_positions,
     likelihood_of,
-    spread_draws,
-    stream_decoded,
+    rows_to_draw,
+    single_batch,
 )
-from pyrovi.model.denoised import check_size
-from pyrovi.model.expression import check_library_size
+from pyrovi.model.denoised import (
+    check_size,
+    predictive_counts,
+)
+from pyrovi.model.expression import (
+    check_library_size,
+    of_library_size,
+)
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -122,13 +128,8 @@ def get_normalized_expression(
     check_library_size(library_size)
     genes, proteins = gene_positions(model, gene_list), protein_positions(model, protein_list)
     manager = model.manager_of(adata)
-    positions = rows = resolve_indices(indices, manager.n_obs)
-    if n_samples_overall is not None:
-        if n_samples != 1:
-            raise ModelError(
-                "Give either n_samples (draws of each cell) or n_samples_overall, got both."
-            )
-        rows = spread_draws(positions, n_samples_overall, generator("draws", "cells", seed=seed))
+    positions = resolve_indices(indices, manager.n_obs)
+    rows = rows_to_draw(positions, n_samples, n_samples_overall, seed)
     codes = batch_codes(model, transform_batch)
     warn_unmeasured(model, manager, positions, codes, proteins)
     rna_site = "mu" if library_size == "latent" else "rho"
@@ -141,22 +142,21 @@ def get_normalized_expression(
             include_background=include_protein_background,
         )
         return {
-            "rna": _at(nodes[rna_site]["value"], genes),
-            "protein": _at(expressed, proteins),
+            "rna": at_positions(nodes[rna_site]["value"], genes),
+            "protein": at_positions(expressed, proteins),
         }
 
     average = return_mean or n_samples == 1
-    found = _collect(
+    found = collect_decoded(
         model, read, manager, rows, average=average, batches=codes, num_samples=n_samples,
         weights=weights, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    if not isinstance(library_size, str) and library_size != 1:
-        found["rna"] *= np.asarray(library_size, dtype=found["rna"].dtype)
+    rna = of_library_size(found["rna"], library_size)
     if return_numpy or n_samples_overall is not None or not average:
-        return found["rna"], found["protein"]
+        return rna, found["protein"]
     index = manager.obs_names[positions]
     return (
-        pd.DataFrame(found["rna"], index=index, columns=model.var_names[genes]),
+        pd.DataFrame(rna, index=index, columns=model.var_names[genes]),
         pd.DataFrame(found["protein"], index=index, columns=protein_names(model)[proteins]),
     )
 
@@ -263,7 +263,7 @@ def get_likelihood_parameters(
     """
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
-    return _collect(
+    return collect_decoded(
         model, _read_parameters, manager, positions, average=give_mean or n_samples == 1,
         num_samples=n_samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip
@@ -303,9 +303,7 @@ def posterior_predictive_sample(
     ModelError
         If the arrays would be too large, or several batches are named.
     """
-    codes = batch_codes(model, transform_batch)
-    if len(codes) > 1:
-        raise ModelError("Counts are drawn in one batch: name a single one in transform_batch.")
+    codes = single_batch(model, transform_batch)
     genes, proteins = gene_positions(model, gene_list), protein_positions(model, protein_list)
     manager = model.manager_of(adata)
     positions = resolve_indices(indices, manager.n_obs)
@@ -313,27 +311,17 @@ def posterior_predictive_sample(
     if n_samples > 1:
         n_features = len(genes) + len(proteins)
         check_size(n_samples * len(positions) * n_features, "n_samples, gene_list or indices")
-    rna: list[Any] = []
-    protein: list[NDArray[Any]] = []
-    for values in stream_decoded(
-        model,
-        lambda nodes: {
-            "rna": _at(nodes[REGISTRY_KEYS.X_KEY]["value"], genes),
-            "protein": _at(nodes[PROTEINS]["value"], proteins),
-        },
-        manager,
-        positions,
-        batches=codes,
-        num_samples=n_samples,
-        predictive=True,
-        batch_size=batch_size,
-        seed=seed,
-    ):
-        x, y = (values[name].cpu().numpy() for name in ("rna", "protein"))
-        rna.append(sparse.csr_matrix(x[0]) if n_samples == 1 else np.moveaxis(x, 0, -1))
-        protein.append(y[0] if n_samples == 1 else np.moveaxis(y, 0, -1))
-    stacked = sparse.vstack(rna, format="csr") if n_samples == 1 else np.concatenate(rna)
-    return {"rna": stacked, "protein": np.concatenate(protein)}
+
+    def read(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
+        x, y = nodes[REGISTRY_KEYS.X_KEY]["value"], nodes[PROTEINS]["value"]
+        return {"rna": at_positions(x, genes), "protein": at_positions(y, proteins)}
+
+    found = predictive_counts(
+        model, read, manager, positions, n_samples, batches=codes, batch_size=batch_size, seed=seed
+    )
+    if sparse.issparse(found["protein"]):
+        found["protein"] = found["protein"].toarray()
+    return found
 
 
 # ---------------------------------------------------------------------- parts
@@ -446,32 +434,14 @@ def _of_proteins(
     codes = batch_codes(model, transform_batch)
     warn_unmeasured(model, manager, positions, codes, proteins)
     average = return_mean or n_samples == 1
-    found = _collect(
-        model, lambda nodes: {"value": _at(value(nodes), proteins)}, manager, positions,
+    found = collect_decoded(
+        model, lambda nodes: {"value": at_positions(value(nodes), proteins)}, manager, positions,
         average=average, batches=codes, num_samples=n_samples, batch_size=batch_size, seed=seed,
     )["value"]  # fmt: skip
     if return_numpy or not average:
         return found
     columns = protein_names(model)[proteins]
     return pd.DataFrame(found, index=manager.obs_names[positions], columns=columns)
-
-
-def _collect(
-    model: BaseModelClass,
-    read: Reader,
-    manager: AnnDataManager,
-    rows: NDArray[np.int64],
-    *,
-    average: bool,
-    **options: Any,
-) -> dict[str, NDArray[Any]]:
-    """What is read of all cells; the mean of the draws or all of them."""
-    parts: dict[str, list[NDArray[Any]]] = {}
-    for values in stream_decoded(model, read, manager, rows, **options):
-        for name, value in values.items():
-            drawn = value.mean(0) if average else value
-            parts.setdefault(name, []).append(drawn.cpu().numpy())
-    return {name: np.concatenate(blocks, axis=-2) for name, blocks in parts.items()}
 
 
 def _read_parameters(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -485,7 +455,3 @@ def _read_parameters(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
         "protein_dispersions": y.theta1,
         "protein_background_probability": nodes["pi"]["value"],
     }
-
-
-def _at(values: Tensor, positions: NDArray[np.int64]) -> Tensor:
-    return values[..., torch.as_tensor(positions, device=values.device)]

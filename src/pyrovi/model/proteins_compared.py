@@ -18,12 +18,18 @@ from pyrovi.errors import ModelError
 from pyrovi.model.comparing import Features, compare_groups
 from pyrovi.model.decoding import (
     Weights,
+    at_positions,
     batch_codes,
     gene_positions,
     likelihood_of,
-    stream_decoded,
 )
-from pyrovi.model.denoised import check_size, correlations, denoised_genes, gamma_rate
+from pyrovi.model.denoised import (
+    check_size,
+    correlations,
+    denoised_genes,
+    denoised_samples,
+    gamma_rate,
+)
 from pyrovi.model.groups import comparisons
 from pyrovi.model.proteins import (
     PROTEINS,
@@ -191,22 +197,18 @@ def get_feature_correlation_matrix(
     names = model.var_names[genes].append(protein_names(model)[proteins])
     check_size(n_samples * len(positions) * len(names), "n_samples, gene_list or indices")
 
-    def read(nodes: Mapping[str, Any]) -> dict[str, Tensor]:
-        chosen = torch.as_tensor(proteins, device=nodes["pi"]["value"].device)
+    def denoised(nodes: Mapping[str, Any]) -> Tensor:
         y = likelihood_of(nodes, PROTEINS)
-        is_foreground = 1 - torch.bernoulli(nodes["pi"]["value"][..., chosen])
-        protein = is_foreground * gamma_rate(y.mu2[..., chosen], y.theta1[..., chosen])
-        return {"denoised": torch.cat([denoised_genes(nodes, rna_size_factor, genes), protein], -1)}
+        is_foreground = 1 - torch.bernoulli(at_positions(nodes["pi"]["value"], proteins))
+        mean, inverse_dispersion = at_positions(y.mu2, proteins), at_positions(y.theta1, proteins)
+        protein = is_foreground * gamma_rate(mean, inverse_dispersion)
+        return torch.cat([denoised_genes(nodes, rna_size_factor, genes), protein], -1)
 
     def draw(code: int | None) -> np.ndarray:
-        parts = [
-            values["denoised"].cpu().numpy().reshape(-1, len(names))
-            for values in stream_decoded(
-                model, read, manager, positions, batches=[code], num_samples=n_samples,
-                batch_size=batch_size, seed=seed,
-            )
-        ]  # fmt: skip
-        return np.concatenate(parts)
+        return denoised_samples(
+            model, denoised, manager, positions, batch=code, n_samples=n_samples,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
 
     return correlations(draw, codes, names, correlation_type)
 

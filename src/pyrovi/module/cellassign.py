@@ -16,8 +16,8 @@ from torch import Tensor
 from pyrovi.distributions import NegativeBinomial, TruncatedNormal
 from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.counts import indicator_columns, split_codes
 from pyrovi.module.guides import make_guide
-from pyrovi.nn import one_hot
 
 _LARGEST_LOG_MU = 40.0
 """Bound of the logarithm of a mean: delta is an exponential in an exponential."""
@@ -211,14 +211,10 @@ class CellAssignModule(PyroBaseModule):
         """Columns of the covariates, shape ``(n, n_covariates)``; ``None`` without any."""
         if not self.n_covariates:
             return None
-        dtype = self.mean_total.dtype
-        columns = []
-        if self.n_batch > 1:
-            assert batch is not None
-            columns.append(one_hot(batch, self.n_batch, dtype)[..., 1:])
-        codes = () if categorical is None else categorical.split(1, dim=-1)
-        for code, n in zip(codes, self.n_cats_per_cov, strict=True):
-            columns.append(one_hot(code, n, dtype)[..., 1:])
+        has_batches = self.n_batch > 1
+        codes = split_codes(batch if has_batches else None, categorical)
+        n_levels = [self.n_batch] * has_batches + list(self.n_cats_per_cov)
+        columns = indicator_columns(codes, n_levels, self.mean_total.dtype)
         return torch.cat([*columns, *(() if continuous is None else (continuous,))], -1)
 
     def _initial_values(self, base_expression: np.ndarray | None) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from pyrovi.distributions import NegativeBinomial
 from pyrovi.distributions.scale_posterior import ScalePosterior
 from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.counts import indicator_columns, split_codes
 from pyrovi.module.guides.distributions import PathDerivative, full_rank_normal
 from pyrovi.module.plates import plate
 from pyrovi.nn import one_hot
@@ -258,11 +259,9 @@ class NegativeBinomialGLMM(PyroBaseModule):
         others = [i for i in range(self.n_condition) if i != self.reference]
         indicators = one_hot(condition, self.n_condition)
         columns = [torch.ones_like(indicators[..., :1]), indicators[..., others]]
-        columns.append(one_hot(batch, self.n_batch)[..., 1:])
-        if extra_categorical_covs is not None:
-            covariates = extra_categorical_covs.split(1, -1)
-            for codes, n in zip(covariates, self.n_cats_per_cov, strict=True):
-                columns.append(one_hot(codes, n)[..., 1:])
+        codes = split_codes(batch, extra_categorical_covs)
+        n_levels = [self.n_batch, *self.n_cats_per_cov]
+        columns += indicator_columns(codes, n_levels, indicators.dtype)
         if extra_continuous_covs is not None:
             columns.append((extra_continuous_covs - self.continuous_means) / self.continuous_sds)
         if self.n_donor:

@@ -17,9 +17,15 @@ from pyrovi.distributions import (
     NegativeBinomialMixture,
     ZeroInflatedNegativeBinomial,
 )
-from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.nn import Encoder, SkipNetwork, one_hot
+from pyrovi.module.counts import (
+    check_choices,
+    dispersion_of,
+    sample_library,
+    set_library_prior,
+    split_codes,
+)
+from pyrovi.nn import Encoder, SkipNetwork
 
 _SMALLEST = 1e-8
 """Added to rates and scales that may underflow to zero in float32."""
@@ -150,7 +156,7 @@ class TOTALVAE(PyroBaseModule):
         background_log_sds: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        _check_choices(locals())
+        check_choices(_CHOICES, locals())
         self.n_latent, self.n_batch, self.n_proteins = n_latent, n_batch, n_proteins
         self.gene_likelihood, self.latent_distribution = gene_likelihood, latent_distribution
         self.log_variational, self.encode_covariates = log_variational, encode_covariates
@@ -210,7 +216,7 @@ class TOTALVAE(PyroBaseModule):
         self._set_background_prior(background_log_means, background_log_sds)
         if self.latent_library:
             self.l_encoder = encoder(1, 1)
-            self._set_library_prior(library_log_means, library_log_vars)
+            set_library_prior(self, library_log_means, library_log_vars)
 
     # ------------------------------------------------------------------ the story
 
@@ -225,12 +231,12 @@ class TOTALVAE(PyroBaseModule):
         extra_continuous_covs: Tensor | None = None,
     ) -> None:
         """The generative story; see the class."""
-        s, cont = _categorical(batch, extra_categorical_covs), extra_continuous_covs
+        s, cont = split_codes(batch, extra_categorical_covs), extra_continuous_covs
         panel = (batch if panel is None else panel)[..., 0]
         with self.obs_plate():
             z = pyro.sample("z", dist.Normal(X.new_zeros(self.n_latent), 1.0).to_event(1))
             latent = pyro.deterministic("latent", self._latent(z), event_dim=1)
-            library = self._library(X, batch, size_factor)
+            library = sample_library(self, X, batch, size_factor)
 
             (f_rho,) = self.rho_decoder(latent, *s, cont=cont)
             rho = functional.softplus(f_rho) if self.use_size_factor_key else f_rho.softmax(-1)
@@ -244,10 +250,8 @@ class TOTALVAE(PyroBaseModule):
             h_pi, *zero_logits = self.pi_decoder(latent, *s, cont=cont)
             pyro.deterministic("pi", h_pi.sigmoid(), event_dim=1)
 
-            theta, phi = (
-                self._per_batch(self.log_theta, batch),
-                self._per_batch(self.log_phi, batch),
-            )
+            theta = dispersion_of(self.log_theta, batch, self.n_batch)
+            phi = dispersion_of(self.log_phi, batch, self.n_batch)
             x = self._gene_counts(mu + _SMALLEST, theta, *zero_logits)
             pyro.sample("X", x.to_event(1), obs=X)
             y = NegativeBinomialMixture(mu1=beta, mu2=beta * alpha, theta1=phi, mixture_logits=h_pi)
@@ -263,7 +267,7 @@ class TOTALVAE(PyroBaseModule):
         extra_continuous_covs: Tensor | None = None,
     ) -> None:
         """The amortised guide: the counts of a cell tell its latent variables."""
-        s, cont = _categorical(batch, extra_categorical_covs), extra_continuous_covs
+        s, cont = split_codes(batch, extra_categorical_covs), extra_continuous_covs
         panel = (batch if panel is None else panel)[..., 0]
         counts = torch.cat([self._scaled(X), self._scaled(proteins)], -1)
         encoded: dict[str, Any] = {"cont": cont} if self.encode_covariates else {}
@@ -288,27 +292,9 @@ class TOTALVAE(PyroBaseModule):
     def _latent(self, z: Tensor) -> Tensor:
         return z.softmax(-1) if self.latent_distribution == "ln" else z
 
-    def _library(self, X: Tensor, batch: Tensor, size_factor: Tensor | None) -> Tensor:
-        """Log library size of each cell, shape ``(n, 1)``."""
-        if self.latent_library:
-            mean = self.library_log_means[batch[..., 0], None]
-            sd = self.library_log_vars[batch[..., 0], None].sqrt()
-            library = pyro.sample("l", dist.Normal(mean, sd).to_event(1))
-        elif self.use_size_factor_key:
-            assert size_factor is not None
-            library = size_factor.log()
-        else:
-            library = X.sum(-1, keepdim=True).log()
-        return pyro.deterministic("library", library, event_dim=1)
-
     def _if_measured(self, fn: Any, panel: Tensor) -> Any:
         """The distribution, without a density for proteins that were not measured."""
         return fn.mask(self.measured[panel]) if self.lacks_proteins else fn
-
-    def _per_batch(self, log_dispersion: Tensor, batch: Tensor) -> Tensor:
-        if log_dispersion.dim() == 1:
-            return log_dispersion.exp()
-        return (one_hot(batch, self.n_batch, log_dispersion.dtype) @ log_dispersion.T).exp()
 
     def _gene_counts(self, mu: Tensor, theta: Tensor, zero_logits: Tensor | None = None) -> Any:
         if zero_logits is None:
@@ -328,24 +314,3 @@ class TOTALVAE(PyroBaseModule):
         sds = np.ones(shape) if sds is None else sds
         self.c = nn.Parameter(torch.as_tensor(means, dtype=torch.float32))
         self.log_d = nn.Parameter(torch.as_tensor(sds, dtype=torch.float32).log())
-
-    def _set_library_prior(self, means: np.ndarray | None, variances: np.ndarray | None) -> None:
-        if means is None or variances is None:
-            raise ModelError(
-                "A latent library size needs library_log_means and library_log_vars, the moments "
-                "of the log totals in each batch."
-            )
-        self.register_buffer("library_log_means", torch.as_tensor(means, dtype=torch.float32))
-        self.register_buffer("library_log_vars", torch.as_tensor(variances, dtype=torch.float32))
-
-
-def _categorical(batch: Tensor, covariates: Tensor | None) -> tuple[Tensor, ...]:
-    return (batch,) if covariates is None else (batch, *covariates.split(1, dim=-1))
-
-
-def _check_choices(arguments: dict[str, Any]) -> None:
-    for name, choices in _CHOICES.items():
-        if arguments[name] not in choices:
-            raise ModelError(
-                f"{name} must be one of {', '.join(map(repr, choices))}, got {arguments[name]!r}."
-            )

@@ -12,9 +12,15 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrovi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
-from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
-from pyrovi.nn import DecoderSCVI, Embedding, Encoder, one_hot
+from pyrovi.module.counts import (
+    check_choices,
+    dispersion_of,
+    sample_library,
+    set_library_prior,
+    split_codes,
+)
+from pyrovi.nn import DecoderSCVI, Embedding, Encoder
 
 _SMALLEST_RATE = 1e-8
 """Added to the rate of a count: softmax underflows to zero in float32."""
@@ -122,7 +128,7 @@ class VAE(PyroBaseModule):
         library_log_vars: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        _check_choices(locals())
+        check_choices(_CHOICES, locals())
         self.n_latent, self.n_batch, self.n_labels = n_latent, n_batch, n_labels
         self.dispersion, self.gene_likelihood = dispersion, gene_likelihood
         self.latent_distribution = latent_distribution
@@ -166,7 +172,7 @@ class VAE(PyroBaseModule):
                 n_vars, 1, 1, n_hidden, n_cats, n_continuous_cov, n_extra, dropout_rate,
                 deeply_inject_covariates, use_batch_norm, use_layer_norm,
             )  # fmt: skip
-            self._set_library_prior(library_log_means, library_log_vars)
+            set_library_prior(self, library_log_means, library_log_vars)
 
     # ------------------------------------------------------------------ the story
 
@@ -218,7 +224,7 @@ class VAE(PyroBaseModule):
         """The story from ``z`` on: library size, expression and counts."""
         latent = z.softmax(-1) if self.latent_distribution == "ln" else z
         latent = pyro.deterministic("latent", latent, event_dim=1)
-        library = self._library(X, batch, size_factor)
+        library = sample_library(self, X, batch, size_factor)
 
         inputs = torch.cat([latent, *_broadcast(latent, self._embedded(batch))], -1)
         categorical = self._categorical(batch, extra_categorical_covs)
@@ -252,19 +258,6 @@ class VAE(PyroBaseModule):
             loc, scale = self.library_encoder(seen.x, *seen.categorical, cont=seen.continuous)
             pyro.sample("l", dist.Normal(loc, scale).to_event(1))
 
-    def _library(self, X: Tensor, batch: Tensor, size_factor: Tensor | None) -> Tensor:
-        """Log library size of each cell, shape ``(n, 1)``."""
-        if self.latent_library:
-            mean = self.library_log_means[batch[..., 0], None]
-            sd = self.library_log_vars[batch[..., 0], None].sqrt()
-            library = pyro.sample("l", dist.Normal(mean, sd).to_event(1))
-        elif self.use_size_factor_key:
-            assert size_factor is not None
-            library = size_factor.log()
-        else:
-            library = X.sum(-1, keepdim=True).log()
-        return pyro.deterministic("library", library, event_dim=1)
-
     def _theta(self, predicted: Tensor | None, batch: Tensor, labels: Tensor) -> Tensor | None:
         """Inverse dispersion (standard deviation for the normal likelihood)."""
         if self.gene_likelihood == "poisson":
@@ -273,11 +266,9 @@ class VAE(PyroBaseModule):
             assert predicted is not None
             return predicted.exp()
         assert self.log_theta is not None
-        if self.dispersion == "gene-batch":
-            return (one_hot(batch, self.n_batch, self.log_theta.dtype) @ self.log_theta.T).exp()
         if self.dispersion == "gene-label":
-            return (one_hot(labels, self.n_labels, self.log_theta.dtype) @ self.log_theta.T).exp()
-        return self.log_theta.exp()
+            return dispersion_of(self.log_theta, labels, self.n_labels)
+        return dispersion_of(self.log_theta, batch, self.n_batch)
 
     def _likelihood(self, mu: Tensor, theta: Tensor | None, out: Any) -> Any:
         if self.gene_likelihood == "normal":
@@ -296,8 +287,7 @@ class VAE(PyroBaseModule):
         return [] if self.batch_embedding is None else [self.batch_embedding(batch)]
 
     def _categorical(self, batch: Tensor, covariates: Tensor | None) -> tuple[Tensor, ...]:
-        own = (batch,) if self.batch_embedding is None else ()
-        return own if covariates is None else (*own, *covariates.split(1, dim=-1))
+        return split_codes(batch if self.batch_embedding is None else None, covariates)
 
     # ------------------------------------------------------------------ construction
 
@@ -331,23 +321,6 @@ class VAE(PyroBaseModule):
         columns = {"gene-batch": (self.n_batch,), "gene-label": (self.n_labels,)}
         return nn.Parameter(torch.randn(n_vars, *columns.get(self.dispersion, ())))
 
-    def _set_library_prior(self, means: np.ndarray | None, variances: np.ndarray | None) -> None:
-        if means is None or variances is None:
-            raise ModelError(
-                "A latent library size needs library_log_means and library_log_vars, the moments "
-                "of the log totals in each batch."
-            )
-        self.register_buffer("library_log_means", torch.as_tensor(means, dtype=torch.float32))
-        self.register_buffer("library_log_vars", torch.as_tensor(variances, dtype=torch.float32))
-
 
 def _broadcast(like: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return [t.expand(*like.shape[:-1], t.shape[-1]) for t in tensors]
-
-
-def _check_choices(arguments: dict[str, Any]) -> None:
-    for name, choices in _CHOICES.items():
-        if arguments[name] not in choices:
-            raise ModelError(
-                f"{name} must be one of {', '.join(map(repr, choices))}, got {arguments[name]!r}."
-            )
