@@ -486,3 +486,32 @@ def test_training_cut_short_is_flagged() -> None:
     assert "train() again" in short["advice"]
     model.train(60, lr=0.01, start=None, **QUIET)
     assert improving()["verdict"] in ("warn", "fail")
+
+
+# ---------------------------------------------------------------------- setting up counts
+
+
+def test_a_matrix_is_no_annotated_data() -> None:
+    refused(
+        DataError, r"ndarray.*AnnData\(X\)", lambda: pv.model.SCVI.setup_anndata(np.ones((3, 2)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [([], "has no columns"), (["CD3", "CD4", "CD3"], "several columns of one name.*'CD3'")],
+)
+def test_blocks_of_proteins_have_names_of_their_own(columns: list[str], message: str) -> None:
+    adata = counts()
+    block = np.ones((N, len(columns)))
+    adata.obsm["protein"] = pd.DataFrame(block, index=adata.obs_names, columns=columns)
+    refused(DataError, message, lambda: pv.model.TOTALVI.setup_anndata(adata, "protein"))
+
+
+@pytest.mark.parametrize("name", ["n_latent", "n_hidden"])
+@pytest.mark.parametrize("value", ["3", 3.0, 0, True])
+def test_sizes_are_whole_numbers(name: str, value: Any) -> None:
+    adata = counts()
+    pv.model.SCVI.setup_anndata(adata)
+    message = f"{name} must be a whole number, at least 1, got {value!r}"
+    refused(ModelError, message, lambda: pv.model.SCVI(adata, **{name: value}))

@@ -52,7 +52,7 @@ def test_draws_have_gradients() -> None:
 def test_gradient_of_the_density() -> None:
     parameters = (LOC.clone().requires_grad_(), SCALE.clone().requires_grad_())
     x = torch.tensor(1.3, dtype=torch.float64)
-    torch.autograd.gradcheck(lambda *p: TruncatedNormal(*p, LOW).log_prob(x), parameters)
+    assert torch.autograd.gradcheck(lambda *p: TruncatedNormal(*p, LOW).log_prob(x), parameters)
 
 
 def test_map_from_the_real_line_keeps_its_tails() -> None:

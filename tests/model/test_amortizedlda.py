@@ -146,16 +146,16 @@ def test_results_carry_names_and_sum_to_one(model, simulated):
 
 def test_the_means_are_those_of_the_sites(model):
     theta = model.sample_posterior("theta", num_samples=2000, reduce="mean")["theta"]
-    ours = model.get_latent_representation(num_samples=2000)
+    ours = model.get_latent_representation(n_samples=2000)
     np.testing.assert_allclose(ours, theta, atol=0.02)
     beta = model.sample_posterior("beta", num_samples=500, reduce="mean")["beta"]
-    np.testing.assert_allclose(model.get_feature_by_topic(num_samples=500).T, beta, atol=2e-3)
+    np.testing.assert_allclose(model.get_feature_by_topic(n_samples=500).T, beta, atol=2e-3)
 
 
 def test_rows_in_any_order_and_batches_agree(model):
     rows = [31, 4, 17, 200]
-    whole = model.get_latent_representation(num_samples=2000)
-    some = model.get_latent_representation(indices=rows, num_samples=2000, batch_size=3)
+    whole = model.get_latent_representation(n_samples=2000)
+    some = model.get_latent_representation(indices=rows, n_samples=2000, batch_size=3)
     np.testing.assert_allclose(some, whole.iloc[rows], atol=0.02)
 
 
@@ -183,8 +183,8 @@ def test_a_saved_model_answers_alike_and_trains_on(model, simulated, tmp_path):
 
 def test_new_data_are_matched_by_name(model, simulated):
     new = anndata.AnnData(simulated.X[:40], simulated.obs[:40].copy(), simulated.var.copy())
-    found = model.get_latent_representation(new, num_samples=1000)
-    own = model.get_latent_representation(indices=np.arange(40), num_samples=1000)
+    found = model.get_latent_representation(new, n_samples=1000)
+    own = model.get_latent_representation(indices=np.arange(40), n_samples=1000)
     np.testing.assert_allclose(found, own, atol=0.03)
     with pytest.raises(RegistryError, match="same names in another order"):
         model.get_latent_representation(new[:, ::-1].copy())

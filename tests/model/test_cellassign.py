@@ -189,12 +189,13 @@ def test_new_data_in_any_order(trained: CellAssign) -> None:
 def test_size_factors_are_given_or_relative_totals() -> None:
     adata = make_data(60)
     model = make_model(adata)
-    assert model.module.mean_total.item() == pytest.approx(adata.X.sum(1).mean())
+    assert model.module.mean_size_factor.item() == pytest.approx(adata.X.sum(1).mean())
     total = adata.X.sum(1)
-    adata.obs["relative"] = total / total.mean()
-    given = make_model(adata, setup={"size_factor_key": "relative"})
-    one, two = (m.predict(num_samples=3) for m in (model, given))
-    pd.testing.assert_frame_equal(one, two, atol=1e-5)
+    expected = model.predict(num_samples=3)
+    for scale in (1.0, 1000.0):  # only ratios matter
+        adata.obs["relative"] = scale * total / total.mean()
+        given = make_model(adata, setup={"size_factor_key": "relative"})
+        pd.testing.assert_frame_equal(given.predict(num_samples=3), expected, atol=1e-5)
     adata.obs["relative"] *= -1
     with pytest.raises(DataError, match="60 size factors that are not positive"):
         CellAssign.setup_anndata(adata, size_factor_key="relative")
@@ -290,6 +291,8 @@ def test_data_that_cannot_be_used() -> None:
     CellAssign.setup_anndata(adata)
     with pytest.raises(RegistryError, match=r"lack 1 of the 17 variables .*'absent'"):
         CellAssign(adata, pd.concat([MARKERS, MARKERS.iloc[:1].set_axis(["absent"])]))
+    with pytest.raises(ModelError, match="max_count must be a positive number, got 0"):
+        CellAssign(adata, MARKERS, max_count=0)
     adata.X[:, adata.var_names.isin(GENES)] = 0
     with pytest.raises(DataError, match="marker genes have no counts at all"):
         CellAssign(adata, MARKERS)
@@ -339,7 +342,9 @@ def test_simulated_data_have_the_markers_and_the_totals(trained: CellAssign) -> 
     assert list(simulated.var_names) == GENES
     assert truth_of(simulated)["delta"].shape == (4, 16)
     copy = trained.fresh_copy(simulated)
-    assert copy.module.mean_total.item() == pytest.approx(trained.module.mean_total.item())
+    assert copy.module.mean_size_factor.item() == pytest.approx(
+        trained.module.mean_size_factor.item()
+    )
     kinds = trained.predict(simulated, num_samples=10).to_numpy().argmax(1)
     assert (kinds == truth_of(simulated)["c"].to_numpy()).mean() > 0.9
 

@@ -97,7 +97,8 @@ def test_options_of_effects(fitted) -> None:
     pd.testing.assert_frame_equal(model.get_effects(seed=3), model.get_effects(seed=3))
     named = model.get_effects(coefficients="condition[stim]")
     np.testing.assert_array_equal(named["mean"], default["mean"])
-    for wrong in ({"delta": -1}, {"probability": 1.0}, {"fdr": 2.0}, {"contrast": ("stim",) * 2},
+    for wrong in ({"delta": -1}, {"delta": np.nan}, {"probability": 1.0}, {"fdr": 2.0},
+                  {"contrast": ("stim",) * 2},
                   {"contrast": ("stim", "ctrl"), "coefficients": "condition[stim]"}):  # fmt: skip
         with pytest.raises(ModelError):
             model.get_effects(**wrong)
@@ -342,6 +343,8 @@ def test_designs_that_tell_nothing_are_refused() -> None:
     adata.obs["day"] = np.where(adata.obs["condition"] == "stim", "two", "one")
     with pytest.raises(DataError, match=r"condition\[stim\], day\[two\] cannot be told apart"):
         regression(adata, batch_key="day")
+    with pytest.raises(DataError, match=r"condition\[stim\] is named twice"):
+        regression(adata, batch_key="condition")
     adata.obs["same"] = 1.5
     with pytest.raises(DataError, match=r"'same' has the same value 1\.5"):
         regression(adata, continuous_covariate_keys=["same"])
@@ -363,6 +366,9 @@ def test_one_donor_in_both_conditions() -> None:
 def test_options_of_training(small) -> None:
     with pytest.raises(pv.errors.TrainingError, match="nonsense"):
         small.train(plan_kwargs={"nonsense": 1})
+    for method in ("map", "laplace"):
+        with pytest.raises(pv.errors.TrainingError, match=f"'{method}' finds the mode"):
+            small.train(method=method)
     adata, _ = simulated(n_genes=4, n_donors=4, n_cells=10)
     model = regression(adata)
     model.train(max_epochs=2, train_size=0.5, plan_kwargs={"lr": 0.01}, enable_progress_bar=False)

@@ -9,12 +9,14 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.linalg import subspace_angles
 from tests.model.samples import QUICK, assert_unchanged, make_data, snapshot
 
 import pyrovi as pv
-from pyrovi.errors import DataError, ModelError, RegistryError
+from pyrovi.errors import DataError, ModelError, RegistryError, TrainingError
 from pyrovi.model import SCVI, LinearSCVI
+from pyrovi.model.factor_start import start_at_principal_axes
 
 G, K = 30, 2
 
@@ -83,6 +85,67 @@ def test_recovers_what_is_identified_with_a_latent_library() -> None:
     low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
     true = adata.obsm["rho"][:300]
     assert 0.80 < ((low < true) & (true < high)).mean() < 0.97
+
+
+def residual_axes(counts: np.ndarray, batch: np.ndarray, number: int) -> np.ndarray:
+    """Principal axes of Pearson residuals, by a whole decomposition."""
+    total, overall = counts.sum(1, keepdims=True), counts.sum(0) + 0.5
+    overall = overall / overall.sum()
+    residuals = np.empty_like(counts)
+    for code in np.unique(batch):
+        rows = batch == code
+        share = (counts[rows].sum(0) + overall) / (counts[rows].sum() + 1)
+        expected = total[rows] * share
+        residuals[rows] = np.clip((counts[rows] - expected) / np.sqrt(expected), -10, 10)
+    _, sizes, axes = np.linalg.svd(residuals, full_matrices=False)
+    axes = axes[:number].T * sizes[:number] / len(counts) ** 0.5
+    return axes / np.sqrt(overall * total.mean())[:, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_batch_norm": "none"}])
+def test_the_start_is_along_principal_axes(options: dict[str, Any]) -> None:
+    adata = simulated(300)
+    adata.obs["batch"] = np.where(np.arange(300) % 3 == 0, "a", "b")
+    adata.X[adata.obs["batch"] == "a", :5] *= 3
+    LinearSCVI.setup_anndata(adata, batch_key="batch")
+    model = LinearSCVI(adata, n_latent=K, **options)
+    start_at_principal_axes(model)
+    codes = (adata.obs["batch"] == "b").to_numpy()
+    expected = residual_axes(adata.X.astype(float), codes, K)
+    expected = expected * np.where(expected.sum(0) < 0, -1, 1)
+    np.testing.assert_allclose(model.get_loadings(), expected, rtol=1e-3, atol=1e-4)
+    # the batch moves the genes that it multiplies
+    model.module.eval()
+    with torch.no_grad():
+        decode = model.module.decoder
+        rho = [decode(torch.zeros(1, K), torch.zeros(1, 1), torch.tensor([[s]]))[0] for s in (0, 1)]
+    ratio = (rho[0] / rho[1]).numpy()[0]
+    assert ratio[:5].mean() / ratio[5:].mean() == pytest.approx(3, rel=0.1)
+
+
+def test_fits_of_other_seeds_have_the_same_loadings() -> None:
+    found = []
+    for seed in (1, 2):
+        pv.settings.seed = seed
+        adata = simulated()
+        LinearSCVI.setup_anndata(adata)
+        model = LinearSCVI(adata, n_latent=K)
+        model.train(25, train_size=1.0, plan_kwargs={"lr": 5e-3}, **QUICK)
+        found.append(centred(model.get_loadings()))
+    for one, other in zip(*(loadings.T for loadings in found), strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.95
+
+
+def test_only_the_first_training_has_a_start() -> None:
+    model = small()
+    before = model.get_loadings().to_numpy()
+    start_at_principal_axes(model)
+    np.testing.assert_array_equal(model.get_loadings(), before)
+    query = LinearSCVI.load_query_data(make_data(seed=1), model, unfrozen=True)
+    start_at_principal_axes(query)
+    np.testing.assert_array_equal(query.get_loadings(), before)
+    with pytest.raises(TrainingError, match="start must be None or 'principal-axes'"):
+        small().train(1, start="nowhere")
 
 
 def test_loadings_are_named(trained: LinearSCVI) -> None:

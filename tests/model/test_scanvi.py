@@ -29,6 +29,7 @@ from pyrovi.errors import (
     UnseenCategoryError,
 )
 from pyrovi.model import SCANVI, SCVI, LinearSCVI, truth_of
+from pyrovi.model.label_prediction import fit_temperature
 
 SETUP = {
     "labels_key": "type",
@@ -266,8 +267,12 @@ def test_bad_input() -> None:
 
 
 def log_loss(model: SCANVI, adata: anndata.AnnData, indices: Any) -> float:
+    return float(log_losses(model, adata, indices).mean())
+
+
+def log_losses(model: SCANVI, adata: anndata.AnnData, indices: Any) -> np.ndarray:
     soft = model.predict(indices=indices, soft=True, num_samples=50)
-    return -float(np.log([soft.loc[n, adata.obs["labels"][n]] for n in soft.index]).mean())
+    return -np.log([soft.loc[n, adata.obs["labels"][n]] for n in soft.index])
 
 
 def test_held_out_labels_cool_an_overfitted_classifier(tmp_path: Any) -> None:
@@ -282,13 +287,20 @@ def test_held_out_labels_cool_an_overfitted_classifier(tmp_path: Any) -> None:
     temperature = model.module.temperature.item()
     assert temperature > 1.2
     held = np.intersect1d(model.validation_indices, np.flatnonzero(adata.obs["type"] != "none"))
-    losses = {temperature: log_loss(model, adata, held)}
-    for other in (1.0, 0.8 * temperature, 1.25 * temperature):
+    losses = {}
+    for other in (temperature, 1.0, 0.8 * temperature, 1.25 * temperature):
         model.module.temperature.fill_(other)
-        losses[other] = log_loss(model, adata, held)
+        prior = 0.5 * np.log(other) ** 2 / len(held)
+        losses[other] = log_loss(model, adata, held) + prior
     assert min(losses, key=losses.__getitem__) == temperature
     assert losses[1.0] > losses[temperature] + 0.02
     model.module.temperature.fill_(temperature)
+    wrong = held[log_losses(model, adata, held) > 1][:2]  # they alone would say: as hot as can be
+    assert len(wrong) == 2
+    assert 1 < fit_temperature(model, wrong) < 10
+    with pytest.raises(pv.errors.TrainingError, match="nothing"):
+        model.train(1, early_stopping=True, early_stopping_monitor="nothing", **QUICK)
+    assert model.module.temperature.item() == temperature
     model.save(tmp_path / "model")
     assert pv.load(tmp_path / "model").module.temperature.item() == temperature
     query = SCANVI.load_query_data(partly_labelled(seed=4), model)

@@ -225,6 +225,8 @@ def test_panels_mudata_and_options() -> None:
     assert list(model.get_protein_foreground_probability(transform_batch="a").columns) == NAMES
     with pytest.raises(DataError, match="protein_layer"):
         pv.model.TOTALVI.setup_mudata(mdata, modalities={"rna_layer": "rna"})
+    with pytest.raises(DataError, match=r"modalities is a list.*Expected a dictionary"):
+        pv.model.TOTALVI.setup_mudata(mdata, modalities=["rna"])
     with pytest.raises(DataError, match="protein_key"):
         pv.model.TOTALVI.setup_mudata(mdata, modalities={**where, "protein_key": "rna"})
 

@@ -126,8 +126,9 @@ def test_an_empty_row_and_gradients_are_finite():
         ({"cell_topic_prior": [1.0, 2.0]}, "cell_topic_prior has shape"),
         ({"topic_feature_prior": 0.0}, "topic_feature_prior must be positive"),
         ({"topic_feature_prior": float("inf")}, "topic_feature_prior must be positive"),
-        ({"n_topics": 1}, "n_topics must be at least 2"),
-        ({"n_vars": 1}, "n_vars must be at least 2"),
+        ({"n_topics": 1}, "n_topics must be a whole number, at least 2"),
+        ({"n_topics": 3.0}, "n_topics must be a whole number"),
+        ({"n_vars": 1}, "n_vars must be a whole number, at least 2"),
     ],
 )
 def test_bad_options(options, message):

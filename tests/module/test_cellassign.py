@@ -100,7 +100,7 @@ def log_prior(values: dict[str, Tensor], delta_min: float = 2.0) -> float:
 CASES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("size_factor", "batch", "extra_categorical_covs", "extra_continuous_covs"), {}),
     (("size_factor", "batch", "extra_categorical_covs", "extra_continuous_covs"),
-     {"mean_total": 100.0, "n_basis": 14}),
+     {"mean_size_factor": 100.0, "n_basis": 14}),
     (("total",), COVARIATES),
 ]  # fmt: skip
 
@@ -112,7 +112,11 @@ def test_log_joint_is_scipys(drop: tuple[str, ...], options: dict[str, Any]) -> 
     c = torch.tensor([0, 1, 2, 2, 1, 0])
     with torch.no_grad(), Substitute({**values, "c": c}):
         found = poutine.trace(module.run_model).get_trace(data).log_prob_sum().item()
-    s = data["size_factor"] if "total" in drop else data["total"] / options.get("mean_total", 1.0)
+    s = (
+        data["size_factor"]
+        if "total" in drop
+        else data["total"] / options.get("mean_size_factor", 1.0)
+    )
     of_types = log_density(values, data, s[:, 0].double().numpy(), options.get("n_basis", 10))
     of_types = of_types + np.log(values["pi"].double().numpy())
     exact = log_prior(values) + of_types[np.arange(N), c.numpy()].sum()

@@ -178,7 +178,6 @@ def _observed(
             if not site.dims or site.dims[0] != OBS_PLATE:
                 continue
             density = per_observation(node, log_density(node), minibatch.n)
-            is_discrete = bool(getattr(site.support, "is_discrete", False))
             values = node["value"].double().cpu().numpy()
-            found.append((name, is_discrete, density.double().cpu().numpy(), values))
+            found.append((name, site.is_discrete, density.double().cpu().numpy(), values))
     return found

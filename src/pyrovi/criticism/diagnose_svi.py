@@ -261,9 +261,7 @@ def _khat(model: BaseModelClass, observations: NDArray[np.intp], seed: int | Non
 def _gap(model: BaseModelClass, observations: NDArray[np.intp], seed: int | None) -> Check:
     what = "amortisation gap, nats per observation"
     sites = model.sites
-    discrete = [
-        n for n in sites.names(Role.LOCAL) if getattr(sites[n].support, "is_discrete", False)
-    ]
+    discrete = [name for name in sites.names(Role.LOCAL) if sites[name].is_discrete]
     if discrete:
         named = ", ".join(map(repr, discrete))
         return unavailable(what, f"The guide draws {named}, which no normal distribution replaces.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from anndata import AnnData
+
 from pyrovi.data.checks import check_paired, check_unique_names
 from pyrovi.data.containers import preview
 from pyrovi.data.fields.base import AnnDataField, AnyData
@@ -55,6 +57,11 @@ class AnnDataManagerValidationCheck:
             names are not unique, or modalities are not paired.
         """
         multimodal = is_mudata(adata)
+        if not (multimodal or isinstance(adata, AnnData)):
+            raise DataError(
+                f"The data are a {type(adata).__name__}. Expected an AnnData or a MuData: wrap a "
+                "matrix, AnnData(X)."
+            )
         for field in fields:
             if isinstance(field, MuDataField) != multimodal:
                 given, form = ("a MuData", "MuData") if multimodal else ("an AnnData", "plain")

@@ -176,7 +176,7 @@ def log_densities(model: BaseModelClass, num_samples: int, seed: int | None = No
 
 
 def _is_plain(site: Any) -> bool:
-    return not (site.support.is_discrete or site.support_varies)
+    return not (site.is_discrete or site.support_varies)
 
 
 def vi_diagnostics(request: Request) -> xr.Dataset:

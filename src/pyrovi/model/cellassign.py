@@ -25,6 +25,7 @@ from pyrovi.errors import DataError, ModelError, RegistryError
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.coords import model_coords
 from pyrovi.model.markers import Markers, marker_table
+from pyrovi.model.registry_access import covariate_sizes
 from pyrovi.model.setup import check_size_factor
 from pyrovi.module.cellassign import CellAssignModule
 
@@ -105,17 +106,15 @@ class CellAssign(BaseModelClass):
         super().__init__(registry if adata is None else adata)
         self.cell_type_markers = markers
         self._read_only(list(markers.index))
-        mean_total, base_expression, max_count = self._look_at_data(max_count)
+        mean_size, base_expression, max_count = self._look_at_data(max_count)
         self._init_arguments |= {"cell_type_markers": markers, "max_count": max_count}
         # no file and no data can change them any more: copies on other data have the same story
-        covariates = self._state(REGISTRY_KEYS.CAT_COVS_KEY)
         self.module = CellAssignModule(
             markers.to_numpy(),
             max_count,
             n_batch=self.summary_stats.n_batch,
-            n_cats_per_cov=list(covariates.get("n_cats_per_key", [])),
-            n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
-            mean_total=mean_total,
+            **covariate_sizes(self),
+            mean_size_factor=mean_size,
             base_expression=base_expression,
             delta_min=delta_min,
             dirichlet_concentration=dirichlet_concentration,
@@ -141,9 +140,9 @@ class CellAssign(BaseModelClass):
         adata
             The data; only an id is written, to ``adata.uns``.
         size_factor_key
-            Column of ``obs`` with positive size factors. ``None`` takes the total counts of a cell
-            over *all* genes, divided by their mean over the cells: then the data must not be
-            reduced to the marker genes before, and queried data need the same genes.
+            Column of ``obs`` with positive size factors, of which only the ratios matter. ``None``
+            takes the total counts of a cell over *all* genes: then the data must not be reduced to
+            the marker genes before, and queried data need the same genes.
         batch_key
             Column of ``obs`` of batches, whose base expression may differ.
         categorical_covariate_keys, continuous_covariate_keys
@@ -276,30 +275,25 @@ class CellAssign(BaseModelClass):
         self._adata_manager, self._registry = reduced, reduced.registry
 
     def _look_at_data(self, max_count: float | None) -> tuple[float, np.ndarray | None, float]:
-        """Mean total, mean of each gene's counts over size factors, and the largest count."""
+        """Mean size factor, mean of each gene's counts over size factors, and largest count."""
         manager = self._adata_manager
         if manager is None:
             if max_count is None:
                 raise ModelError("Without data max_count= has to be given: the largest count.")
             return 1.0, None, max_count  # a file that is loaded overwrites them
-        has_totals = self.has_field(_TOTAL)
-        totals = np.asarray(manager.get_from_registry(_TOTAL)) if has_totals else np.ones(1)
+        key = _TOTAL if self.has_field(_TOTAL) else REGISTRY_KEYS.SIZE_FACTOR_KEY
+        mean_size = float(np.mean(manager.get_from_registry(key)))
         sums, largest = np.zeros(self.summary_stats.n_vars), 0.0
         for batch in AnnDataLoader(manager, batch_size=4096):
-            s = (
-                batch[_TOTAL] / totals.mean()
-                if has_totals
-                else batch[REGISTRY_KEYS.SIZE_FACTOR_KEY]
-            )
             X = batch[REGISTRY_KEYS.X_KEY]
-            sums += (X / s).sum(0).double().numpy()
+            sums += (X / batch[key]).sum(0).double().numpy() * mean_size
             largest = max(largest, float(X.max()))
         if largest == 0:
             raise DataError(
                 "The marker genes have no counts at all. Expected counts: check the layer, and "
                 "that the marker table names the genes as adata.var_names do."
             )
-        return float(totals.mean()), sums / manager.n_obs, max_count or largest
+        return mean_size, sums / manager.n_obs, largest if max_count is None else max_count
 
     def _state(self, key: str) -> Mapping[str, Any]:
         state: Mapping[str, Any] = self.registry["field_registries"][key]["state_registry"]

@@ -202,7 +202,7 @@ def _contrasts(
 
 
 def _check(delta: float, probability: float) -> None:
-    if delta < 0:
+    if not delta >= 0:
         raise ModelError(f"delta must not be negative, got {delta!r}; 0 asks for the sign alone.")
     if not 0 < probability < 1:
         raise ModelError(f"probability must lie between 0 and 1, got {probability!r}.")

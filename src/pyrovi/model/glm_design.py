@@ -73,10 +73,17 @@ def check_identified(model: HierarchicalGLM, manager: AnnDataManager) -> None:
     n_fixed = 1 + module.n_coefficients
     rank = _rank(products[:n_fixed, :n_fixed])
     if rank < n_fixed:
+        names = model.coefficient_names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        fault = (
+            f"{', '.join(twice)} is named twice, as two terms of the design"
+            if twice
+            else "some of them go together in all observations (a condition that is also a batch, "
+            "a covariate that follows from others)"
+        )
         raise DataError(
-            f"The effects of {', '.join(model.coefficient_names)} cannot be told apart: some of "
-            "them go together in all observations (a condition that is also a batch, a covariate "
-            "that follows from others). Leave one of those out."
+            f"The effects of {', '.join(dict.fromkeys(names))} cannot be told apart: {fault}. "
+            "Leave one of those out."
         )
     if not module.n_donor:
         return

@@ -19,13 +19,14 @@ from pyrovi.data.fields import (
     NumericalObsField,
     TotalField,
 )
-from pyrovi.errors import MissingKeyError, ModelError
+from pyrovi.errors import MissingKeyError, ModelError, TrainingError
 from pyrovi.model import effects, shrinkage
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.coords import model_coords
 from pyrovi.model.glm_design import check_identified, standardisation
 from pyrovi.model.glm_start import start_near_posterior
 from pyrovi.model.new_observations import predict_new
+from pyrovi.model.registry_access import covariate_sizes
 from pyrovi.model.setup import check_size_factor
 from pyrovi.model.training import note_options
 from pyrovi.model.training_data import training_batch_size
@@ -85,21 +86,18 @@ class HierarchicalGLM(BaseModelClass):
     ) -> None:
         super().__init__(registry if adata is None else adata)  # type: ignore[arg-type]
         stats = self.summary_stats
-        covariates = self.registry["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
-        n_continuous = stats.get("n_extra_continuous_covs", 0)
         manager = self._adata_manager
         means, sds, size = None, None, 1.0
         if manager is not None:  # else a file that is loaded overwrites them
             size = float(np.mean(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY)))
-            if n_continuous:
+            if stats.get("n_extra_continuous_covs"):
                 means, sds = standardisation(manager)
         self.module = NegativeBinomialGLMM(
             stats.n_vars,
             stats.n_condition,
             stats.n_donor if self.has_donors else 0,
             stats.n_batch,
-            n_cats_per_cov=list(covariates.get("n_cats_per_key", [])),
-            n_continuous_cov=n_continuous,
+            **covariate_sizes(self),
             reference=self.conditions.index(self.reference),
             effect_df=math.inf if effect_df is None else effect_df,
             size_factor_mean=size,
@@ -237,12 +235,22 @@ class HierarchicalGLM(BaseModelClass):
         max_epochs
             Epochs; ``None``: as many as make up these steps.
         method
-            ``"svi"``, ``"nuts"`` or ``"pathfinder"``. (``"map"`` and ``"laplace"`` find the mode,
-            which tells nothing of a hierarchical model: it is where all donors are alike.)
+            ``"svi"``, ``"nuts"`` or ``"pathfinder"``. ``"map"`` and ``"laplace"`` are refused: the
+            mode of a hierarchical model is where all donors are alike.
         options
             Further options of the method; they replace the defaults above. ``plan_kwargs`` are
             joined with those of the defaults.
+
+        Raises
+        ------
+        TrainingError
+            If the method looks for the mode, or as there.
         """
+        if method in ("map", "laplace") and self.has_donors:
+            raise TrainingError(
+                f"method={method!r} finds the mode of the posterior, which is where all donors are "
+                "alike: it tells nothing of them. Use 'svi', 'nuts' or 'pathfinder'."
+            )
         given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
         if method != "svi":
             super().train(method=method, **given)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pyrovi.model.base import BaseModelClass
 
-_LARGEST_LOG_TEMPERATURE = 5.0
+_LARGEST_LOG_TEMPERATURE, _PRIOR_SCALE = 5.0, 1.0
 _DRAWS, _MAX_OBSERVATIONS = 50, 5_000
 
 
@@ -89,10 +89,12 @@ def fit_temperature(model: BaseModelClass, indices: Any) -> float:
     r"""Temperature of the classifier that held-out labels are most probable under.
 
     .. math:: \hat T = \arg\max_{T \ge 1} \sum_n \log \frac1S \sum_s
-              \mathrm{softmax}(\mathrm{logits}(z_n^{(s)}) / T)_{y_n}
+              \mathrm{softmax}(\mathrm{logits}(z_n^{(s)}) / T)_{y_n} - \tfrac12 (\log T)^2
 
     A classifier that knows its training labels by heart is too sure of itself. One that is not sure
-    enough needs more epochs: below 1 the maximum would follow the noise of few held-out labels.
+    enough needs more epochs: below 1 the maximum would follow the noise of few held-out labels. The
+    last term, a half-normal prior of :math:`\log T` with scale 1, keeps a handful of labels from
+    saying much.
 
     Parameters
     ----------
@@ -123,13 +125,14 @@ def fit_temperature(model: BaseModelClass, indices: Any) -> float:
     logits = logits * model.module.temperature.item()
     rows = np.arange(len(indices))
 
-    def cross_entropy(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         log_q = log_softmax(logits / np.exp(log_temperature), -1)[:, rows, codes[indices]]
-        return -float(logsumexp(log_q, 0).mean())
+        fit = float((logsumexp(log_q, 0) - np.log(len(log_q))).sum())
+        return 0.5 * (log_temperature / _PRIOR_SCALE) ** 2 - fit
 
     bounds = (0.0, _LARGEST_LOG_TEMPERATURE)
-    found = minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x
-    return float(np.exp(found)) if cross_entropy(found) < cross_entropy(0.0) else 1.0
+    found = minimize_scalar(loss, bounds=bounds, method="bounded").x
+    return float(np.exp(found)) if loss(found) < loss(0.0) else 1.0
 
 
 def _probabilities(logits: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 from anndata import AnnData
@@ -11,6 +11,7 @@ from anndata import AnnData
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data.fields import CategoricalObsField
 from pyrovi.model import reference
+from pyrovi.model.factor_start import start_at_principal_axes
 from pyrovi.model.loadings import loadings_frame
 from pyrovi.model.scvi import SCVI, count_fields
 from pyrovi.module.linear_vae import LinearVAE
@@ -44,14 +45,17 @@ class LinearSCVI(SCVI):
     Raises
     ------
     ModelError
-        If an option does not exist, or is none of a linear decoder (``dispersion="gene-cell"``).
+        If an option is none of a linear decoder (``dispersion="gene-cell"``), or out of range.
 
     Notes
     -----
     Other implementations leave the number of labels out, so ``dispersion="gene-label"`` fails in
-    them; and take ``"gene-cell"``, without a dispersion to use. Fits from other initial values find
-    their factors in another order and with other signs, and where factors are about equally strong
-    also rotated: compare loadings after :func:`~pyrovi.posterior.alignment.align`.
+    them; and take ``"gene-cell"``, without a dispersion to use.
+
+    Training begins with loadings along the principal axes of the counts. From random ones
+    (``train(start=None)``) fits end in different optima, and find factors in another order, with
+    other signs, and rotated: compare such loadings after
+    :func:`~pyrovi.posterior.alignment.align`.
 
     References
     ----------
@@ -94,6 +98,8 @@ class LinearSCVI(SCVI):
             **kwargs,
         )
 
+    module: LinearVAE
+
     def _make_module(self, **options: Any) -> LinearVAE:
         return LinearVAE(n_labels=self.summary_stats.n_labels, **options)
 
@@ -128,6 +134,39 @@ class LinearSCVI(SCVI):
         arguments = locals()
         labels = CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key)
         cls.register(adata, count_fields(arguments, labels), arguments)
+
+    starts: ClassVar[Mapping[str, Any]] = {"principal-axes": start_at_principal_axes}
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        method: str = "svi",
+        start: str | None = "principal-axes",
+        **options: Any,
+    ) -> None:
+        """Fit the model; see :meth:`BaseModelClass.train` for all options.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of this call.
+        method
+            ``"svi"`` or another one.
+        start
+            Where SVI begins: ``"principal-axes"``, loadings along the main differences between
+            cells, so that fits with different seeds agree; ``None``: random loadings. Training that
+            goes on, also from a reference, begins where that ended.
+        options
+            Further options.
+        """
+        if method == "svi":
+            options["start"] = start
+        super().train(max_epochs, method=method, **options)
+
+    def prepare_training(self) -> None:
+        """Later training goes on from this one."""
+        self.module.mark_started()
 
     @classmethod
     def load_query_data(

@@ -13,8 +13,9 @@ from scipy import sparse
 
 from pyrovi.data.checks import check_unique_names
 from pyrovi.data.containers import is_backed, preview
+from pyrovi.data.registry import registry_var_names
 from pyrovi.errors import DataError, ModelError
-from pyrovi.model.persistence import read_description
+from pyrovi.model.registry_access import load_registry
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -60,7 +61,7 @@ def prepare_query_anndata(
     UserWarning
         If less than 80 % of the reference's variables are in the data.
     """
-    names = _var_names(reference_model)
+    names = registry_var_names(registry_of(reference_model))
     if return_reference_var_names:
         return names
     check_unique_names(adata.var_names, "adata", "var_names")
@@ -92,17 +93,23 @@ def prepare_query_anndata(
     return None
 
 
-def _var_names(reference_model: str | Path | BaseModelClass) -> pd.Index:
-    from pyrovi.data.registry import registry_var_names
+def registry_of(reference_model: str | Path | BaseModelClass) -> dict[str, Any]:
+    """Registry of a model, or of one that was saved.
 
+    Raises
+    ------
+    ModelError
+        If it is neither a model nor a folder.
+    """
     if isinstance(reference_model, str | Path):
-        return registry_var_names(read_description(reference_model)["registry"])
-    if not hasattr(reference_model, "var_names"):
+        return load_registry(reference_model)
+    registry: dict[str, Any] | None = getattr(reference_model, "registry", None)
+    if not isinstance(registry, dict):
         raise ModelError(
             f"reference_model is a {type(reference_model).__name__}. Expected a model, or the "
             "folder of a saved one."
         )
-    return reference_model.var_names
+    return registry
 
 
 def _with_variables(adata: AnnData, names: pd.Index, missing: pd.Index) -> AnnData:

@@ -15,7 +15,6 @@ from pyrovi.data.checks import check_unique_names
 from pyrovi.data.containers import preview
 from pyrovi.errors import DataError
 from pyrovi.model import query_data
-from pyrovi.model.persistence import read_description
 
 if TYPE_CHECKING:
     from pyrovi.model.base import BaseModelClass
@@ -58,11 +57,7 @@ def prepare_query_anndata(
     """
     if return_reference_var_names:
         return query_data.prepare_query_anndata(adata, reference_model, True)
-    registry = (
-        read_description(reference_model)["registry"]
-        if isinstance(reference_model, str | Path)
-        else reference_model.registry
-    )
+    registry = query_data.registry_of(reference_model)
     key = registry["setup_args"].get("protein_expression_obsm_key")
     if key is None:
         raise DataError(

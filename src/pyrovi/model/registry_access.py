@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrovi._constants import REGISTRY_KEYS
 from pyrovi.data import AnnDataManager
 from pyrovi.data.registry import AttrDict, registry_data_registry, registry_state
 from pyrovi.errors import MissingKeyError
@@ -87,6 +88,18 @@ def transfer_fields(model: BaseModelClass, adata: Any, **kwargs: bool) -> AnnDat
 def data_registry(model: BaseModelClass) -> AttrDict:
     """Where each field that holds data lives: ``attr_name``, ``attr_key``, ``mod_key``."""
     return registry_data_registry(model.registry)
+
+
+def covariate_sizes(model: BaseModelClass) -> dict[str, Any]:
+    """Numbers of categories of each categorical covariate, and of continuous covariates.
+
+    Named as modules take them: ``n_cats_per_cov`` and ``n_continuous_cov``.
+    """
+    categorical = get_state_registry(model, REGISTRY_KEYS.CAT_COVS_KEY)
+    return {
+        "n_cats_per_cov": list(categorical.get("n_cats_per_key", [])),
+        "n_continuous_cov": model.summary_stats.get("n_extra_continuous_covs", 0),
+    }
 
 
 def load_registry(dir_path: str | Path) -> dict[str, Any]:

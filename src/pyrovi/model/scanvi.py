@@ -233,7 +233,12 @@ class SCANVI(SCVI):
             kwargs["datasplitter_kwargs"] = splitting | dict(
                 kwargs.get("datasplitter_kwargs") or {}
             )
-        super().train(max_epochs, **kwargs)
+        calibrated = self.module.temperature.clone()
+        try:
+            super().train(max_epochs, **kwargs)
+        except BaseException:
+            self.module.temperature.copy_(calibrated)
+            raise
 
     def prepare_training(self) -> None:
         """Classification losses are of logits as they are."""

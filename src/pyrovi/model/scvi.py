@@ -30,6 +30,7 @@ from pyrovi.model import (
     reference,
 )
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.registry_access import covariate_sizes
 from pyrovi.model.setup import check_size_factor
 from pyrovi.module.vae import VAE
 
@@ -82,7 +83,6 @@ class SCVI(BaseModelClass):
         super().__init__(registry if adata is None else adata)
         kwargs.setdefault("log_variational", self._has_counts(gene_likelihood))
         stats = self.summary_stats
-        covariates = self.registry["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
         has_size_factor = self.has_field(REGISTRY_KEYS.SIZE_FACTOR_KEY)
         means, variances = (None, None)
         if not use_observed_lib_size and not has_size_factor:
@@ -94,8 +94,7 @@ class SCVI(BaseModelClass):
             n_latent=n_latent,
             n_layers=n_layers,
             dropout_rate=dropout_rate,
-            n_cats_per_cov=list(covariates.get("n_cats_per_key", [])),
-            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            **covariate_sizes(self),
             dispersion=dispersion,
             gene_likelihood=gene_likelihood,
             latent_distribution=latent_distribution,

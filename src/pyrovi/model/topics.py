@@ -37,7 +37,7 @@ def get_latent_representation(
     adata: Any = None,
     indices: Any = None,
     *,
-    num_samples: int | None = None,
+    n_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
@@ -45,19 +45,21 @@ def get_latent_representation(
 
     Parameters
     ----------
-    adata, indices, num_samples, batch_size, seed
+    adata, indices, batch_size, seed
         As in :meth:`sample_posterior`.
+    n_samples
+        Number of posterior draws ``S`` that the mean is taken of; ``None``: as there.
 
     Returns
     -------
     pandas.DataFrame
         Shape ``(n, n_topics)``; rows sum to one. The Monte-Carlo error of an entry is its posterior
-        standard deviation divided by the root of ``num_samples``. The whole posterior:
+        standard deviation divided by the root of ``n_samples``. The whole posterior:
         ``sample_posterior("theta")``.
     """
     draws = model.sample_posterior(
         "h_theta",
-        num_samples=num_samples,
+        num_samples=n_samples,
         adata=adata,
         indices=indices,
         batch_size=batch_size,
@@ -70,13 +72,13 @@ def get_latent_representation(
 
 
 def get_feature_by_topic(
-    model: BaseModelClass, *, num_samples: int | None = None, seed: int | None = None
+    model: BaseModelClass, *, n_samples: int | None = None, seed: int | None = None
 ) -> pd.DataFrame:
     r"""Distribution of each topic over the variables: the posterior mean of :math:`\beta_k`.
 
     Parameters
     ----------
-    num_samples, seed
+    n_samples, seed
         As in :meth:`sample_posterior`.
 
     Returns
@@ -86,7 +88,7 @@ def get_feature_by_topic(
         ``sample_posterior("beta")``.
     """
     draws = model.sample_posterior(
-        "h_beta", num_samples=num_samples, reduce=_mean_on_simplex, seed=seed
+        "h_beta", num_samples=n_samples, reduce=_mean_on_simplex, seed=seed
     )["h_beta"]
     return pd.DataFrame(
         draws.to_numpy().T, index=pd.Index(draws["var"].to_numpy()), columns=topic_names(model)
@@ -98,7 +100,7 @@ def get_perplexity(
     adata: Any = None,
     indices: Any = None,
     *,
-    num_samples: int = 10,
+    n_samples: int = 10,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> float:
@@ -115,7 +117,7 @@ def get_perplexity(
 
     Parameters
     ----------
-    adata, indices, batch_size, num_samples, seed
+    adata, indices, batch_size, n_samples, seed
         As in :meth:`get_elbo`. For other observations than those of the training it is the held-out
         perplexity; the topics, and what it cost to learn them, are taken as given.
 
@@ -129,10 +131,10 @@ def get_perplexity(
     scvi-tools 1.4.2 returns the reciprocal, of a bound that includes the cost of the topics.
     """
     manager = model.manager_of(adata)
-    globals_ = posterior_globals(model, num_samples, seed, manager)
+    globals_ = posterior_globals(model, n_samples, seed, manager)
     bound, tokens = 0.0, 0.0
     for minibatch, run in _minibatches(model, manager, indices, batch_size, "bound", seed):
-        values = run(elbo_story, minibatch, globals_, num_samples)
+        values = run(elbo_story, minibatch, globals_, n_samples)
         X = minibatch[REGISTRY_KEYS.X_KEY]
         local = (values["reconstruction"] - values["kl_local"]).double().mean(0).sum()
         # in the precision of the likelihood, so that what is added there is taken off here
@@ -147,7 +149,7 @@ def get_completion_perplexity(
     indices: Any = None,
     *,
     fraction: float = 0.5,
-    num_samples: int | None = None,
+    n_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> float:
@@ -166,7 +168,7 @@ def get_completion_perplexity(
 
     Parameters
     ----------
-    adata, indices, batch_size, num_samples, seed
+    adata, indices, batch_size, n_samples, seed
         As in :meth:`sample_posterior`; use observations that the model was not trained on.
     fraction
         Share :math:`f` of the counts that is seen.
@@ -183,7 +185,7 @@ def get_completion_perplexity(
     if not 0 < fraction < 1:
         raise ModelError(f"fraction must be between 0 and 1, got {fraction}.")
     manager = model.manager_of(adata)
-    count = resolve_num_samples(model, num_samples)
+    count = resolve_num_samples(model, n_samples)
     globals_ = posterior_globals(model, count, seed, manager)
     log_density, tokens = 0.0, 0.0
     batches = _minibatches(model, manager, indices, batch_size, "completion", seed)

@@ -37,6 +37,7 @@ from pyrovi.model import (
 )
 from pyrovi.model.background import background_prior
 from pyrovi.model.base import BaseModelClass
+from pyrovi.model.registry_access import covariate_sizes
 from pyrovi.model.scvi import SCVI
 from pyrovi.model.setup import check_size_factor
 from pyrovi.model.training import note_options
@@ -114,7 +115,6 @@ class TOTALVI(BaseModelClass):
     ) -> None:
         super().__init__(registry if adata is None else adata)
         stats = self.summary_stats
-        covariates = self.registry["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
         has_size_factor = self.has_field(REGISTRY_KEYS.SIZE_FACTOR_KEY)
         measured = self._measured(override_missing_proteins)
         moments: tuple[Any, Any] = (None, None)
@@ -131,8 +131,7 @@ class TOTALVI(BaseModelClass):
             n_batch=stats.n_batch,
             measured=measured,
             n_latent=n_latent,
-            n_cats_per_cov=list(covariates.get("n_cats_per_key", [])),
-            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            **covariate_sizes(self),
             gene_dispersion=gene_dispersion,
             protein_dispersion=protein_dispersion,
             gene_likelihood=gene_likelihood,
@@ -393,6 +392,12 @@ class TOTALVI(BaseModelClass):
 
 
 def _modalities(modalities: Mapping[str, str] | None) -> Mapping[str, str]:
+    if not isinstance(modalities, Mapping | None):
+        raise DataError(
+            f"modalities is a {type(modalities).__name__} ({modalities!r}). Expected a dictionary "
+            "of the modality of each argument, e.g. "
+            "{'rna_layer': 'rna', 'protein_layer': 'protein'}."
+        )
     given = dict(modalities or {})
     known = (
         "rna_layer", "protein_layer", "batch_key", "panel_key", "size_factor_key",

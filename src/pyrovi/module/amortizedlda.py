@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyrovi.distributions import Multinomial
 from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.option_checks import check_sizes
 from pyrovi.module.plates import plate
 from pyrovi.nn import Encoder
 
@@ -103,9 +104,7 @@ class LDA(PyroBaseModule):
         log_frequencies: np.ndarray | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("n_topics", n_topics), ("n_vars", n_vars)):
-            if number < 2:
-                raise ModelError(f"{name} must be at least 2, got {number}.")
+        check_sizes(least=2, n_topics=n_topics, n_vars=n_vars)
         self.n_vars, self.n_topics = n_vars, n_topics
         self.site_dims = {"h_beta": ("var",), "beta": ("var",), "X": ("var",)}
         self.site_dims |= {"h_theta": ("topic",), "theta": ("topic",)}

@@ -66,8 +66,9 @@ class CellAssignModule(PyroBaseModule):
     n_batch, n_cats_per_cov, n_continuous_cov
         Covariates: all categories but the first of the batches and of each categorical covariate
         have a column :math:`x_{np}`, and each continuous covariate has one.
-    mean_total
-        Total counts that have the size factor 1; for cells whose size factor is not given.
+    mean_size_factor
+        Mean of the given size factors, or of the total counts where none are given: what
+        :math:`s_n = 1` stands for.
     base_expression
         Mean of each gene's counts over size factors, shape ``(n_vars,)``: :math:`\beta_{g0}`
         starts where these would be the means if all types were equally common.
@@ -117,7 +118,7 @@ class CellAssignModule(PyroBaseModule):
         n_cats_per_cov: Sequence[int] = (),
         n_continuous_cov: int = 0,
         *,
-        mean_total: float = 1.0,
+        mean_size_factor: float = 1.0,
         base_expression: np.ndarray | None = None,
         delta_min: float = 2.0,
         dirichlet_concentration: float = 0.01,
@@ -133,7 +134,7 @@ class CellAssignModule(PyroBaseModule):
         self.dirichlet_concentration = float(dirichlet_concentration)
         self.max_count = float(max_count)
         self.markers = np.stack(np.nonzero(rho))
-        self.register_buffer("mean_total", torch.tensor(float(mean_total)))
+        self.register_buffer("mean_size_factor", torch.tensor(float(mean_size_factor)))
         position = torch.as_tensor(self.markers[1] * self.n_vars + self.markers[0])
         self.register_buffer("position", position, persistent=False)
 
@@ -166,7 +167,7 @@ class CellAssignModule(PyroBaseModule):
             zeros = X.new_zeros(self.n_covariates, self.n_vars)
             covariates = design @ pyro.sample("beta", dist.Normal(zeros, 1.0).to_event(2))
         log_a = pyro.sample("log_a", dist.Normal(X.new_zeros(self.n_basis), 2.0).to_event(1))
-        s = total / self.mean_total if size_factor is None else size_factor
+        s = (total if size_factor is None else size_factor) / self.mean_size_factor
         with self.obs_plate():
             c = pyro.sample("c", dist.Categorical(pi), infer=_SUMMED)
             log_mu = s.log() + beta_0 + covariates + Vindex(delta)[..., c, :]
@@ -214,7 +215,7 @@ class CellAssignModule(PyroBaseModule):
         has_batches = self.n_batch > 1
         codes = split_codes(batch if has_batches else None, categorical)
         n_levels = [self.n_batch] * has_batches + list(self.n_cats_per_cov)
-        columns = indicator_columns(codes, n_levels, self.mean_total.dtype)
+        columns = indicator_columns(codes, n_levels, self.mean_size_factor.dtype)
         return torch.cat([*columns, *(() if continuous is None else (continuous,))], -1)
 
     def _initial_values(self, base_expression: np.ndarray | None) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,18 +84,3 @@ def indicator_columns(
     """Indicators of every level but the first one, shape ``(n, levels - 1)`` for each column."""
     pairs = zip(codes, n_levels, strict=True)
     return [one_hot(column, n, dtype)[..., 1:] for column, n in pairs]
-
-
-def check_choices(choices: Mapping[str, Sequence[str]], arguments: Mapping[str, Any]) -> None:
-    """Refuse options whose value is none of the known ones.
-
-    Raises
-    ------
-    ModelError
-        Naming the first one.
-    """
-    for name, known in choices.items():
-        if arguments[name] not in known:
-            raise ModelError(
-                f"{name} must be one of {', '.join(map(repr, known))}, got {arguments[name]!r}."
-            )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrovi.errors import ModelError
 from pyrovi.module.base import PyroBaseModule
+from pyrovi.module.option_checks import check_sizes
 
 Noise = Literal["isotropic", "diagonal"]
 
@@ -73,10 +74,9 @@ class FactorAnalysisModule(PyroBaseModule):
         super().__init__()
         if noise not in ("isotropic", "diagonal"):
             raise ModelError(f"noise must be 'isotropic' or 'diagonal', got {noise!r}.")
-        if not 1 <= n_latent < n_vars:
-            raise ModelError(
-                f"n_latent must be at least 1 and less than the {n_vars} variables, got {n_latent}."
-            )
+        check_sizes(n_latent=n_latent, n_vars=n_vars)
+        if n_latent >= n_vars:
+            raise ModelError(f"n_latent must be less than the {n_vars} variables, got {n_latent}.")
         self.n_vars, self.n_latent, self.noise = n_vars, n_latent, noise
         self.site_dims = {"W": ("var", "factor"), "mu": ("var",), "psi": ("var",)}
         self.site_dims |= {"z": ("factor",), "loc": ("var",), "X": ("var",)}

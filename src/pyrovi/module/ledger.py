@@ -85,6 +85,11 @@ class Site:
     is_categorical: bool = False
 
     @property
+    def is_discrete(self) -> bool:
+        """Whether its values are countable; ``False`` for deterministic sites."""
+        return self.support is not None and bool(self.support.is_discrete)
+
+    @property
     def is_local(self) -> bool:
         """Whether there is one value per observation."""
         return OBS_PLATE in self.dims

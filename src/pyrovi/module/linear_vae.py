@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyrovi.errors import ModelError
@@ -36,6 +37,34 @@ class LinearVAE(VAE):
     """
 
     decoder: LinearDecoderSCVI
+    started: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("started", torch.tensor(False))
+
+    @property
+    def is_started(self) -> bool:
+        """Whether training has begun, here or in the reference that this came from."""
+        return bool(self.started)
+
+    def mark_started(self) -> None:
+        """Say that training begins."""
+        self.started.fill_(True)
+
+    def start_at(self, loadings: Tensor, log_shares: Tensor) -> None:
+        """Put the decoder near given loadings.
+
+        Parameters
+        ----------
+        loadings
+            Shape ``(n_vars, n_latent)``.
+        log_shares
+            Log proportion of each gene in each batch, shape ``(n_batch, n_vars)``.
+        """
+        if self.batch_embedding is not None:
+            log_shares = log_shares.mean(0, keepdim=True)
+        self.decoder.start_at(loadings, log_shares)
 
     def _make_decoder(self, n_input: int, n_output: int, **options: Any) -> nn.Module:
         if self.dispersion == "gene-cell":

@@ -19,12 +19,12 @@ from pyrovi.distributions import (
 )
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.counts import (
-    check_choices,
     dispersion_of,
     sample_library,
     set_library_prior,
     split_codes,
 )
+from pyrovi.module.option_checks import check_choices, check_sizes
 from pyrovi.nn import Encoder, SkipNetwork
 
 _SMALLEST = 1e-8
@@ -48,7 +48,7 @@ class TOTALVAE(PyroBaseModule):
     .. math::
         z_n &\sim \mathrm{Normal}(0, I) \\
         l_n &= \log \textstyle\sum_g x_{ng}, \text{ or a given log size factor, or }
-              l_n \sim \mathrm{Normal}(m_{s_n}, v_{s_n}) \\
+              l_n \sim \mathrm{Normal}(m_{s_n}, v_{s_n}^{1/2}) \\
         \rho_n &= \mathrm{softmax}(f_\rho(z_n, s_n)), \qquad \mu_{ng} = e^{l_n} \rho_{ng} \\
         x_{ng} &\sim \mathrm{NB}(\mu_{ng}, \theta_g) \\
         \beta_{nt} &\sim \mathrm{LogNormal}(c_{t s_n}, d_{t s_n}) \\
@@ -157,6 +157,7 @@ class TOTALVAE(PyroBaseModule):
     ) -> None:
         super().__init__()
         check_choices(_CHOICES, locals())
+        check_sizes(n_vars=n_vars, n_hidden=n_hidden, n_latent=n_latent)
         self.n_latent, self.n_batch, self.n_proteins = n_latent, n_batch, n_proteins
         self.gene_likelihood, self.latent_distribution = gene_likelihood, latent_distribution
         self.log_variational, self.encode_covariates = log_variational, encode_covariates

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from pyrovi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from pyrovi.module.base import PyroBaseModule
 from pyrovi.module.counts import (
-    check_choices,
     dispersion_of,
     sample_library,
     set_library_prior,
     split_codes,
 )
+from pyrovi.module.option_checks import check_choices, check_sizes
 from pyrovi.nn import DecoderSCVI, Embedding, Encoder
 
 _SMALLEST_RATE = 1e-8
@@ -51,7 +51,7 @@ class VAE(PyroBaseModule):
     .. math::
         z_n &\sim \mathrm{Normal}(0, I) \\
         l_n &= \log \textstyle\sum_g x_{ng}, \text{ or a given log size factor, or }
-              l_n \sim \mathrm{Normal}(m_{s_n}, v_{s_n}) \\
+              l_n \sim \mathrm{Normal}(m_{s_n}, v_{s_n}^{1/2}) \\
         \rho_n &= \mathrm{softmax}(\mathrm{decoder}(z_n, s_n)) \\
         \mu_{ng} &= e^{l_n} \rho_{ng} \\
         x_{ng} &\sim \mathrm{ZINB}(\mu_{ng}, \theta_g, \pi_{ng})
@@ -129,6 +129,7 @@ class VAE(PyroBaseModule):
     ) -> None:
         super().__init__()
         check_choices(_CHOICES, locals())
+        check_sizes(n_vars=n_vars, n_hidden=n_hidden, n_latent=n_latent)
         self.n_latent, self.n_batch, self.n_labels = n_latent, n_batch, n_labels
         self.dispersion, self.gene_likelihood = dispersion, gene_likelihood
         self.latent_distribution = latent_distribution

@@ -13,6 +13,9 @@ from pyrovi.errors import ModelError
 from pyrovi.nn.layers import FCLayer, FCLayers
 from pyrovi.nn.linear import Linear
 
+_SMALLEST_GAIN, _LARGEST_GAIN = 1e-3, 2.0
+"""Of the batch normalisation of a linear decoder that starts at given loadings."""
+
 
 class CountParameters(NamedTuple):
     """What a decoder of counts returns; every tensor has shape ``(..., n_output)``."""
@@ -213,6 +216,37 @@ class LinearDecoderSCVI(nn.Module):
         assert norm.running_var is not None  # pyrovi's BatchNorm always tracks it
         gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         return gain[:, None] * weight
+
+    @torch.no_grad()
+    def start_at(self, loadings: Tensor, offsets: Tensor) -> None:
+        """Give the decoder loadings, and offsets to the categories of the first covariate.
+
+        Effects of further covariates become zero. Batch normalisation has the mean of the offsets
+        as its shift and the size of the effects as its gain; without it there are no offsets but
+        differences between categories.
+
+        Parameters
+        ----------
+        loadings
+            Of the features that are not covariates, shape ``(n_output, n_loadings)``.
+        offsets
+            Shape ``(n_categories, n_output)``; one row if the covariate has no columns.
+        """
+        layer = cast(FCLayer, self.scale_layers.layers[0])
+        weight, norm = layer.linear.weight, layer.batch_norm
+        shift = offsets.mean(0)
+        effects = torch.zeros_like(weight)
+        effects[:, : loadings.shape[1]] = loadings.to(weight)
+        if len(offsets) > 1:
+            columns = slice(self.n_input, self.n_input + len(offsets))
+            effects[:, columns] = (offsets - shift).T.to(weight)
+        if norm is not None:
+            size = effects.norm(dim=1).clamp_min(_SMALLEST_GAIN)
+            effects = effects / size[:, None]
+            norm.weight.copy_(size.clamp_max(_LARGEST_GAIN))
+            norm.bias.copy_(shift)
+            norm.reset_running_stats()
+        weight.copy_(effects)
 
 
 class Decoder(nn.Module):

@@ -77,7 +77,7 @@ def can_fit(module: PyroBaseModule) -> bool:
 
 def _is_mappable(site: Site) -> bool:
     """Whether a site has an unconstrained value of as many dimensions."""
-    if site.support_varies or getattr(site.support, "is_discrete", False):
+    if site.support_varies or site.is_discrete:
         return False
     try:
         transform = biject_to(site.support)

@@ -47,7 +47,7 @@ class LocalSpace:
         self._shapes: dict[str, torch.Size] = {}
         for name in module.ledger.names(Role.LOCAL):
             site = module.ledger[name]
-            if site.support_varies or getattr(site.support, "is_discrete", False):
+            if site.support_varies or site.is_discrete:
                 what = "has a support that depends on others" if site.support_varies else "discrete"
                 raise ModelError(
                     f"The local latent {name!r} is {what}, so it cannot be mapped to real numbers. "

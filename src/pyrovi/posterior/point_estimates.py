@@ -34,7 +34,7 @@ def point_sites(module: PyroBaseModule, minibatch: Minibatch, *roles: Role) -> l
     roles
         Roles of the sites to look at.
     """
-    names = [n for n in module.ledger.names(*roles) if not _is_discrete(module, n)]
+    names = [n for n in module.ledger.names(*roles) if not module.ledger[n].is_discrete]
     if not names:
         return []
 
@@ -54,10 +54,6 @@ def point_sites(module: PyroBaseModule, minibatch: Minibatch, *roles: Role) -> l
 
 def _constant(values: Tensor) -> bool:
     return bool((values == values[:1]).all())
-
-
-def _is_discrete(module: PyroBaseModule, name: str) -> bool:
-    return bool(getattr(module.ledger[name].support, "is_discrete", False))
 
 
 def model_parameters(module: PyroBaseModule, minibatch: Minibatch) -> list[str]:

@@ -26,7 +26,7 @@ def refuse_sites(module: PyroBaseModule) -> None:
     ledger = module.ledger
     for name in ledger.names(Role.GLOBAL, Role.LOCAL):
         site = ledger[name]
-        if site.support is not None and site.support.is_discrete:
+        if site.is_discrete:
             raise ModelError(
                 f"The latent site {name!r} is discrete: it has no gradient to follow. If it takes "
                 'finitely many values, mark it with infer={"enumerate": "parallel"} and it is '

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from pyrovi.data.checks import check_values
-from pyrovi.data.containers import AnyMatrix, as_matrix
+from pyrovi.data.containers import AnyMatrix, as_matrix, preview
 from pyrovi.data.fields.base import JSON, AnnDataField, AnyData, Axis, check_same_names
 from pyrovi.errors import DataError
 
@@ -64,6 +64,14 @@ class ObsmField(AnnDataField):
             names = [str(name) for name in container.columns]
         else:
             names = [str(column) for column in range(n_columns)]
+        if not names:
+            raise DataError(f"{self.where} has no columns. Expected one at least.")
+        if len(set(names)) < len(names):
+            twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
+            raise DataError(
+                f"{self.where} has several columns of one name: {preview(twice)}. Expected unique "
+                "names: rename or drop them."
+            )
         return names
 
     def validate_field(self, adata: AnyData) -> None:
