@@ -99,6 +99,7 @@ def residual_axes(counts: np.ndarray, batch: np.ndarray, number: int) -> np.ndar
         residuals[rows] = np.clip((counts[rows] - expected) / np.sqrt(expected), -10, 10)
     _, sizes, axes = np.linalg.svd(residuals, full_matrices=False)
     axes = axes[:number].T * sizes[:number] / len(counts) ** 0.5
+    axes = axes * np.where((axes**3).sum(0) < 0, -1, 1)
     return axes / np.sqrt(overall * total.mean())[:, None]
 
 
@@ -112,7 +113,6 @@ def test_the_start_is_along_principal_axes(options: dict[str, Any]) -> None:
     start_at_principal_axes(model)
     codes = (adata.obs["batch"] == "b").to_numpy()
     expected = residual_axes(adata.X.astype(float), codes, K)
-    expected = expected * np.where(expected.sum(0) < 0, -1, 1)
     np.testing.assert_allclose(model.get_loadings(), expected, rtol=1e-3, atol=1e-4)
     # the batch moves the genes that it multiplies
     model.module.eval()

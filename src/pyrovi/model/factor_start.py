@@ -53,9 +53,9 @@ def start_at_principal_axes(model: BaseModelClass, indices: np.ndarray | None = 
         rng = generator("start", "cells", seed=0)
         cells = np.sort(rng.choice(cells, _MAX_CELLS, replace=False))
     residuals = _Residuals(model, cells, module.n_batch, model.summary_stats.n_vars)
-    loadings = residuals.axes(module.n_latent) / residuals.expected.sqrt()[:, None]
-    loadings = loadings * (loadings.sum(0) >= 0).to(loadings).mul(2).sub(1)
-    module.start_at(loadings, residuals.log_shares)
+    axes = residuals.axes(module.n_latent)
+    axes = torch.where((axes**3).sum(0) < 0, -axes, axes)  # what few genes do strongly is positive
+    module.start_at(axes / residuals.expected.sqrt()[:, None], residuals.log_shares)
 
 
 @dataclass
