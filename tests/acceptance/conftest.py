@@ -30,8 +30,8 @@ def table() -> list[dict[str, object]]:
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
-    """Print the table."""
-    if ROWS:
-        frame = pd.DataFrame(ROWS).sort_values(["case", "fit"]).set_index(["case", "fit"])
+    """Print the table, case by case."""
+    for case, rows in pd.DataFrame(ROWS).groupby("case") if ROWS else ():
+        frame = rows.drop(columns="case").dropna(axis=1, how="all").set_index("fit").sort_index()
         with pd.option_context("display.width", 200, "display.max_rows", None):
-            terminalreporter.write_line("\n" + frame.to_string())  # type: ignore[attr-defined]
+            terminalreporter.write_line(f"\n{case}\n{frame.to_string()}")  # type: ignore[attr-defined]
