@@ -31,7 +31,7 @@ from pyrovi.model.denoised import (
     gamma_rate,
 )
 from pyrovi.model.groups import comparisons
-from pyrovi.model.proteins import (
+from pyrovi.model.protein_parts import (
     PROTEINS,
     protein_expression,
     protein_names,

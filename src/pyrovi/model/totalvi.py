@@ -30,6 +30,7 @@ from pyrovi.model import (
     expression,
     latent,
     minified,
+    protein_parts,
     proteins,
     proteins_compared,
     query_proteins,
@@ -286,7 +287,7 @@ class TOTALVI(BaseModelClass):
     @property
     def protein_names(self) -> Any:
         """Names of the proteins, in the order the model knows them."""
-        return proteins.protein_names(self)
+        return protein_parts.protein_names(self)
 
     @property
     def _panel_key(self) -> str:
