@@ -30,9 +30,10 @@ from pyrovi.module.autoguides import (
 )
 from pyrovi.module.guides.discrete import Enumerate
 from pyrovi.module.handlers import is_enumerated, is_latent
-from pyrovi.module.ledger import Role, SiteLedger, build_ledger, check_guide
+from pyrovi.module.ledger import Role, SiteLedger
 from pyrovi.module.minified import Minified, is_minified
 from pyrovi.module.plates import OBS_PLATE, ObsPlate, minibatch_scope, obs_plate
+from pyrovi.module.prototype import build_ledger, check_guide
 from pyrovi.module.rows import RowMinibatch, rows_in_place
 from pyrovi.module.shapes import SameShapes, check_shapes
 from pyrovi.module.sites import PriorDraw, SameValues
