@@ -12,6 +12,9 @@ import pytest
 
 import pyrovi as pv
 from pyrovi.errors import DataError, MissingKeyError, ModelError, RegistryError, TrainingError
+from pyrovi.model.truth import truth_of
+from pyrovi.nn.freezing import freeze_batch_norm
+from pyrovi.nn.layers import BatchNorm
 from pyrovi.train import AdversarialTrainingPlan, SVITrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Proteins without a count:UserWarning")
@@ -21,20 +24,20 @@ NETWORK: dict[str, Any] = {"n_latent": 4, "n_hidden": 32, "dropout_rate_decoder"
 NAMES = [f"CD{i}" for i in range(P)]
 
 
-def cells(lacking: bool = False, seed: int = 0) -> anndata.AnnData:
+def cells(lacking: bool = False, seed: int = 0, n: int = N) -> anndata.AnnData:
     """Two types of cells in two batches; each protein is the foreground of one of the types."""
     rng = np.random.default_rng(seed)
-    kind, batch = rng.integers(2, size=N), np.arange(N) % 2
+    kind, batch = rng.integers(2, size=n), np.arange(n) % 2
     programme = rng.gamma(0.7, 1.0, (2, G)) + 0.05
     rate = 200 * programme[kind] / programme[kind].sum(1, keepdims=True)
     X = rng.poisson(rate * rng.gamma(5.0, 0.2, rate.shape))
     X[:, 0] += 1
     has = kind[:, None] == np.arange(P) % 2
-    back = rng.lognormal(1.5 + 0.2 * np.arange(P), 0.25, (N, P))
+    back = rng.lognormal(1.5 + 0.2 * np.arange(P), 0.25, (n, P))
     y = rng.poisson(np.where(has, 12 * back, back)).astype(float)
     if lacking:
         y[batch == 1, :3] = 0
-    names = [f"cell_{i}" for i in range(N)]
+    names = [f"cell_{i}" for i in range(n)]
     obs = pd.DataFrame({"batch": pd.Categorical(np.array(["a", "b"])[batch]),
                         "kind": pd.Categorical(np.array(["s", "t"])[kind]),
                         "panel": pd.Categorical(np.array(["p", "q"])[batch]),
@@ -76,6 +79,30 @@ def test_foreground_and_background_are_recovered(fitted: Any) -> None:
     low, high = np.quantile(draws.values, [0.05, 0.95], axis=0)
     inside = (low < truth["background"]) & (truth["background"] < high)
     assert 0.8 < inside[measured].mean() < 0.97
+
+
+@pytest.mark.slow
+def test_cells_of_its_own_story_are_recovered() -> None:
+    """Given the decoders, which are known here, the guide covers the truth of each cell."""
+    story = made(cells(n=1000), n_latent=2)
+    story.train(max_epochs=60, batch_size=64, enable_progress_bar=False)
+    simulated = story.simulate(seed=1)
+    model = story.fresh_copy(simulated)
+    known = story.module.state_dict()
+    known |= {k: v for k, v in model.module.state_dict().items() if "encoder" in k}
+    model.module.load_state_dict(known)
+    for name, parameter in model.module.named_parameters():
+        parameter.requires_grad_("encoder" in name)
+    for name, part in list(model.module.named_modules()):
+        if "decoder" in name and isinstance(part, BatchNorm):
+            freeze_batch_norm(model.module, name)
+    model.train(max_epochs=150, batch_size=64, enable_progress_bar=False)
+    draws = model.sample_posterior(["z", "rho", "beta"], num_samples=200)
+    truth = truth_of(simulated)
+    for site, values in draws.items():
+        low, high = np.quantile(values, [0.05, 0.95], axis=0)
+        inside = (low < truth[site].values) & (truth[site].values < high)
+        assert 0.8 < inside.mean() < 0.97, (site, inside.mean())
 
 
 def test_missing_proteins_are_imputed_in_the_other_batch(fitted: Any) -> None:
