@@ -508,10 +508,18 @@ def test_blocks_of_proteins_have_names_of_their_own(columns: list[str], message:
     refused(DataError, message, lambda: pv.model.TOTALVI.setup_anndata(adata, "protein"))
 
 
-@pytest.mark.parametrize("name", ["n_latent", "n_hidden"])
+@pytest.mark.parametrize("name", ["n_latent", "n_hidden", "n_layers"])
 @pytest.mark.parametrize("value", ["3", 3.0, 0, True])
 def test_sizes_are_whole_numbers(name: str, value: Any) -> None:
     adata = counts()
     pv.model.SCVI.setup_anndata(adata)
     message = f"{name} must be a whole number, at least 1, got {value!r}"
     refused(ModelError, message, lambda: pv.model.SCVI(adata, **{name: value}))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_dropout_keeps_something(value: float) -> None:
+    adata = counts()
+    pv.model.SCVI.setup_anndata(adata)
+    message = f"dropout_rate must be at least 0 and below 1, got {value}"
+    refused(ModelError, message, lambda: pv.model.SCVI(adata, dropout_rate=value))

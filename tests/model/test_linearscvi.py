@@ -16,7 +16,8 @@ from tests.model.samples import QUICK, assert_unchanged, make_data, snapshot
 import pyrovi as pv
 from pyrovi.errors import DataError, ModelError, RegistryError, TrainingError
 from pyrovi.model import SCVI, LinearSCVI
-from pyrovi.model.factor_start import start_at_principal_axes
+from pyrovi.model.factor_start import principal_axes, start_at_principal_axes
+from pyrovi.model.refit import refit
 
 G, K = 30, 2
 
@@ -40,7 +41,8 @@ def small(adata: anndata.AnnData | None = None, epochs: int = 1, **kwargs: Any) 
     adata = make_data() if adata is None else adata
     LinearSCVI.setup_anndata(adata, batch_key="batch", labels_key="labels")
     model = LinearSCVI(adata, **{"n_hidden": 8, "n_latent": 3, **kwargs})
-    model.train(epochs, batch_size=16, **QUICK)
+    if epochs:
+        model.train(epochs, batch_size=16, **QUICK)
     return model
 
 
@@ -90,17 +92,16 @@ def test_recovers_what_is_identified_with_a_latent_library() -> None:
 def residual_axes(counts: np.ndarray, batch: np.ndarray, number: int) -> np.ndarray:
     """Principal axes of Pearson residuals, by a whole decomposition."""
     total, overall = counts.sum(1, keepdims=True), counts.sum(0) + 0.5
-    overall = overall / overall.sum()
+    mean, overall = overall / len(counts), overall / overall.sum()
     residuals = np.empty_like(counts)
     for code in np.unique(batch):
         rows = batch == code
-        share = (counts[rows].sum(0) + overall) / (counts[rows].sum() + 1)
-        expected = total[rows] * share
+        expected = total[rows] * (counts[rows].sum(0) + overall) / (counts[rows].sum() + 1)
         residuals[rows] = np.clip((counts[rows] - expected) / np.sqrt(expected), -10, 10)
     _, sizes, axes = np.linalg.svd(residuals, full_matrices=False)
     axes = axes[:number].T * sizes[:number] / len(counts) ** 0.5
     axes = axes * np.where((axes**3).sum(0) < 0, -1, 1)
-    return axes / np.sqrt(overall * total.mean())[:, None]
+    return axes / np.sqrt(mean)[:, None]
 
 
 @pytest.mark.parametrize("options", [{}, {"use_batch_norm": "none"}])
@@ -110,7 +111,7 @@ def test_the_start_is_along_principal_axes(options: dict[str, Any]) -> None:
     adata.X[adata.obs["batch"] == "a", :5] *= 3
     LinearSCVI.setup_anndata(adata, batch_key="batch")
     model = LinearSCVI(adata, n_latent=K, **options)
-    start_at_principal_axes(model)
+    start_at_principal_axes(model, np.arange(300))
     codes = (adata.obs["batch"] == "b").to_numpy()
     expected = residual_axes(adata.X.astype(float), codes, K)
     np.testing.assert_allclose(model.get_loadings(), expected, rtol=1e-3, atol=1e-4)
@@ -136,16 +137,50 @@ def test_fits_of_other_seeds_have_the_same_loadings() -> None:
         assert np.corrcoef(one, other)[0, 1] > 0.95
 
 
-def test_only_the_first_training_has_a_start() -> None:
+@pytest.mark.parametrize("shape", [(300, 40), (12, 40), (40, 3)])
+def test_principal_axes_by_a_whole_decomposition(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    values *= np.linspace(2, 1, shape[1], dtype=np.float32)
+    found = principal_axes(values, 5)
+    variances, axes = np.linalg.eigh(values.T @ values / len(values))
+    few = min(5, *shape)
+    np.testing.assert_allclose((found**2).sum(0)[:few], variances[::-1][:few], rtol=1e-3)
+    np.testing.assert_allclose(found[:, few:], 0)
+    cosines = (found / np.linalg.norm(found, axis=0).clip(1e-9)).T @ axes[:, ::-1][:, :5]
+    np.testing.assert_allclose(np.abs(cosines.diagonal())[:few], 1, atol=1e-3)
+
+
+def test_when_there_is_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setitem(LinearSCVI.starts, "principal-axes", lambda *_: calls.append(1))
     model = small()
-    before = model.get_loadings().to_numpy()
-    start_at_principal_axes(model)
-    np.testing.assert_array_equal(model.get_loadings(), before)
-    query = LinearSCVI.load_query_data(make_data(seed=1), model, unfrozen=True)
-    start_at_principal_axes(query)
-    np.testing.assert_array_equal(query.get_loadings(), before)
+    assert calls == [1]
+    model.save(tmp_path / "m")
+    for again in (model, pv.load(tmp_path / "m", adata=model.adata)):
+        again.train(1, batch_size=16, **QUICK)
+    assert calls == [1]  # training goes on
+    by_chance = small(epochs=0)
+    by_chance.train(1, start=None, **QUICK)
+    refit(by_chance, model.adata)
+    by_chance.fresh_copy().train(1, n_restarts=2, **QUICK)
+    assert calls == [1]  # restarts would agree for that reason alone
+    refit(model, model.adata)
+    assert calls == [1, 1]
     with pytest.raises(TrainingError, match="start must be None or 'principal-axes'"):
-        small().train(1, start="nowhere")
+        model.fresh_copy().train(1, start="nowhere", **QUICK)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_query_keeps_the_loadings_of_its_reference(epochs: int, tmp_path: Path) -> None:
+    reference = small(epochs=epochs)
+    new = make_data(seed=1)
+    new.obs["batch"] = new.obs["batch"].astype(str).str.replace("batch_1", "new")
+    query = LinearSCVI.load_query_data(new, reference)
+    query.save(tmp_path / "query")
+    loaded = pv.load(tmp_path / "query", adata=query.adata)
+    for mapped in (query, loaded):
+        mapped.train(1, batch_size=16, **QUICK)
+        np.testing.assert_array_equal(mapped.get_loadings(), reference.get_loadings())
 
 
 def test_loadings_are_named(trained: LinearSCVI) -> None:

@@ -140,9 +140,10 @@ class CellAssign(BaseModelClass):
         adata
             The data; only an id is written, to ``adata.uns``.
         size_factor_key
-            Column of ``obs`` with positive size factors, of which only the ratios matter. ``None``
-            takes the total counts of a cell over *all* genes: then the data must not be reduced to
-            the marker genes before, and queried data need the same genes.
+            Column of ``obs`` with positive size factors. Only ratios matter, also those of queried
+            data to these: they have to be in the same units. ``None`` takes the total counts of a
+            cell over *all* genes: then the data must not be reduced to the marker genes before, and
+            queried data need the same genes.
         batch_key
             Column of ``obs`` of batches, whose base expression may differ.
         categorical_covariate_keys, continuous_covariate_keys

@@ -235,8 +235,8 @@ class HierarchicalGLM(BaseModelClass):
         max_epochs
             Epochs; ``None``: as many as make up these steps.
         method
-            ``"svi"``, ``"nuts"`` or ``"pathfinder"``. ``"map"`` and ``"laplace"`` are refused: the
-            mode of a hierarchical model is where all donors are alike.
+            ``"svi"``, ``"nuts"`` or ``"pathfinder"``. ``"map"`` and ``"laplace"`` are refused
+            where there are donors: the mode of a hierarchical model is where all are alike.
         options
             Further options of the method; they replace the defaults above. ``plan_kwargs`` are
             joined with those of the defaults.

@@ -14,6 +14,7 @@ from pyrovi.model import reference
 from pyrovi.model.factor_start import start_at_principal_axes
 from pyrovi.model.loadings import loadings_frame
 from pyrovi.model.scvi import SCVI, count_fields
+from pyrovi.model.training import note_options
 from pyrovi.module.linear_vae import LinearVAE
 
 
@@ -137,36 +138,28 @@ class LinearSCVI(SCVI):
 
     starts: ClassVar[Mapping[str, Any]] = {"principal-axes": start_at_principal_axes}
 
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        method: str = "svi",
-        start: str | None = "principal-axes",
-        **options: Any,
-    ) -> None:
+    def train(self, max_epochs: int | None = None, **options: Any) -> None:
         """Fit the model; see :meth:`BaseModelClass.train` for all options.
+
+        SVI begins with loadings along the main differences between cells
+        (``start="principal-axes"``), so that fits with different seeds agree. Restarts
+        (``n_restarts``) begin at random loadings instead, lest they agree for that reason alone.
 
         Parameters
         ----------
         max_epochs
             Epochs of this call.
-        method
-            ``"svi"`` or another one.
-        start
-            Where SVI begins: ``"principal-axes"``, loadings along the main differences between
-            cells, so that fits with different seeds agree; ``None``: random loadings. Training that
-            goes on, also from a reference, begins where that ended.
         options
-            Further options.
+            Further options; ``start=None`` begins at random loadings.
         """
-        if method == "svi":
-            options["start"] = start
-        super().train(max_epochs, method=method, **options)
-
-    def prepare_training(self) -> None:
-        """Later training goes on from this one."""
-        self.module.mark_started()
+        if options.get("method", "svi") != "svi":
+            super().train(max_epochs, **options)
+            return
+        given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
+        before = self._training
+        start = "principal-axes" if options.get("n_restarts", 1) == 1 else None
+        super().train(**{"start": start, **given})
+        note_options(self, given, before)
 
     @classmethod
     def load_query_data(
@@ -187,7 +180,9 @@ class LinearSCVI(SCVI):
             Freeze the batch norm behind the loadings, whose scale is a part of them.
         """
         options["freeze_batchnorm_decoder"] = freeze_batchnorm_decoder
-        return reference.load_query_data(cls, adata, reference_model, **options)
+        query = reference.load_query_data(cls, adata, reference_model, **options)
+        query.module.from_reference.fill_(True)
+        return query
 
     def get_loadings(self) -> pd.DataFrame:
         """Loadings: genes in rows, latent variables ``Z_0``, ``Z_1``, ... in columns.

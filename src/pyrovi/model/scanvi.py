@@ -233,11 +233,12 @@ class SCANVI(SCVI):
             kwargs["datasplitter_kwargs"] = splitting | dict(
                 kwargs.get("datasplitter_kwargs") or {}
             )
-        calibrated = self.module.temperature.clone()
+        before, calibrated = self._training, self.module.temperature.clone()
         try:
             super().train(max_epochs, **kwargs)
         except BaseException:
-            self.module.temperature.copy_(calibrated)
+            if self._training is before:  # the classifier is still the one it was fitted to
+                self.module.temperature.copy_(calibrated)
             raise
 
     def prepare_training(self) -> None:

@@ -78,8 +78,11 @@ def get_feature_by_topic(
 
     Parameters
     ----------
-    n_samples, seed
-        As in :meth:`sample_posterior`.
+    n_samples
+        Number of posterior draws that the mean is taken of; ``None``: as in
+        :meth:`sample_posterior`.
+    seed
+        Root seed; ``None`` for ``settings.seed``.
 
     Returns
     -------
@@ -117,7 +120,9 @@ def get_perplexity(
 
     Parameters
     ----------
-    adata, indices, batch_size, n_samples, seed
+    n_samples
+        Number of posterior draws that the bound is averaged over.
+    adata, indices, batch_size, seed
         As in :meth:`get_elbo`. For other observations than those of the training it is the held-out
         perplexity; the topics, and what it cost to learn them, are taken as given.
 
@@ -168,7 +173,10 @@ def get_completion_perplexity(
 
     Parameters
     ----------
-    adata, indices, batch_size, n_samples, seed
+    n_samples
+        Number of posterior draws that the expectation is taken over; ``None``: as in
+        :meth:`sample_posterior`.
+    adata, indices, batch_size, seed
         As in :meth:`sample_posterior`; use observations that the model was not trained on.
     fraction
         Share :math:`f` of the counts that is seen.

@@ -105,6 +105,7 @@ class LDA(PyroBaseModule):
     ) -> None:
         super().__init__()
         check_sizes(least=2, n_topics=n_topics, n_vars=n_vars)
+        check_sizes(n_hidden=n_hidden, n_layers=n_layers)
         self.n_vars, self.n_topics = n_vars, n_topics
         self.site_dims = {"h_beta": ("var",), "beta": ("var",), "X": ("var",)}
         self.site_dims |= {"h_theta": ("topic",), "theta": ("topic",)}

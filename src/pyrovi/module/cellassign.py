@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,7 @@ def _check_options(
     positive = {"max_count": max_count, "delta_min": delta_min}
     positive["dirichlet_concentration"] = dirichlet_concentration
     for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
             raise ModelError(f"{name} must be a positive number, got {value!r}.")
     if not 2 <= n_basis <= _MOST_BASES:
         raise ModelError(f"n_basis must be between 2 and {_MOST_BASES}, got {n_basis!r}.")

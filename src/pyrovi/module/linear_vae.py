@@ -26,6 +26,9 @@ class LinearVAE(VAE):
     the batch does. Under ``gene_likelihood="zinb"`` the logits of the extra zeros are linear, too.
     The guide is the non-linear encoder of :class:`VAE`.
 
+    The buffer ``from_reference`` says whether the decoder is that of a reference: no start replaces
+    it then.
+
     Arguments are those of :class:`VAE`; ``n_layers``, ``n_hidden``, ``dropout_rate`` and
     ``deeply_inject_covariates`` are of the encoders alone.
 
@@ -37,20 +40,11 @@ class LinearVAE(VAE):
     """
 
     decoder: LinearDecoderSCVI
-    started: Tensor
+    from_reference: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register_buffer("started", torch.tensor(False))
-
-    @property
-    def is_started(self) -> bool:
-        """Whether training has begun, here or in the reference that this came from."""
-        return bool(self.started)
-
-    def mark_started(self) -> None:
-        """Say that training begins."""
-        self.started.fill_(True)
+        self.register_buffer("from_reference", torch.tensor(False))
 
     def start_at(self, loadings: Tensor, log_shares: Tensor) -> None:
         """Put the decoder near given loadings.

@@ -158,6 +158,7 @@ class TOTALVAE(PyroBaseModule):
         super().__init__()
         check_choices(_CHOICES, locals())
         check_sizes(n_vars=n_vars, n_hidden=n_hidden, n_latent=n_latent)
+        check_sizes(n_layers_encoder=n_layers_encoder, n_layers_decoder=n_layers_decoder)
         self.n_latent, self.n_batch, self.n_proteins = n_latent, n_batch, n_proteins
         self.gene_likelihood, self.latent_distribution = gene_likelihood, latent_distribution
         self.log_variational, self.encode_covariates = log_variational, encode_covariates

@@ -129,7 +129,7 @@ class VAE(PyroBaseModule):
     ) -> None:
         super().__init__()
         check_choices(_CHOICES, locals())
-        check_sizes(n_vars=n_vars, n_hidden=n_hidden, n_latent=n_latent)
+        check_sizes(n_vars=n_vars, n_hidden=n_hidden, n_latent=n_latent, n_layers=n_layers)
         self.n_latent, self.n_batch, self.n_labels = n_latent, n_batch, n_labels
         self.dispersion, self.gene_likelihood = dispersion, gene_likelihood
         self.latent_distribution = latent_distribution

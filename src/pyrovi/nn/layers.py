@@ -205,7 +205,7 @@ class FCLayers(nn.Module):
     Raises
     ------
     ModelError
-        If ``n_layers`` is below 1.
+        If ``n_layers`` is below 1, or ``dropout_rate`` not in [0, 1).
     """
 
     def __init__(
@@ -227,6 +227,8 @@ class FCLayers(nn.Module):
         super().__init__()
         if n_layers < 1:
             raise ModelError(f"FCLayers: n_layers must be at least 1, found {n_layers}.")
+        if not 0 <= dropout_rate < 1:
+            raise ModelError(f"dropout_rate must be at least 0 and below 1, got {dropout_rate!r}.")
         n_cat_list = list(n_cat_list or ())
         sizes = [n_in] + [n_hidden] * (n_layers - 1) + [n_out]
         self.inject_covariates = inject_covariates
