@@ -73,7 +73,7 @@ def test_loadings_and_likelihood(
     for fit, results in found.items():
         loadings = [np.array(result["loadings"], float) for result in results]
         test = np.array([result["test"] for result in results])
-        row = {f"test log-lik, seed {s}": round(v, 2) for s, v in enumerate(test)}
+        row = {f"test log-lik, seed {s}": round(float(v), 2) for s, v in enumerate(test)}
         row |= {s: round(agreement(loadings, s), 3) for s in ("permutation", "rotation")}
         table.append({"case": "LinearSCVI, PBMC 3k, loadings over seeds", "fit": fit, **row})
         print(table[-1], flush=True)

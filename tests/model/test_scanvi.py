@@ -212,6 +212,8 @@ def test_can_be_diagnosed(model: SCANVI) -> None:
     gap = table.loc["amortisation gap, nats per observation"]
     assert gap["verdict"] == "not available"
     assert "local k-hat" in " ".join(table.index)
+    with pytest.raises(ModelError, match=r"'c' is no discrete latent .* predict\(soft=True\)"):
+        model.discrete_marginals("c")
 
 
 # ---------------------------------------------------------------------- queries of a reference

@@ -147,10 +147,13 @@ def _enumerated_sites(model: BaseModelClass, sites: str | Sequence[str] | None) 
     available = _summed_out(model)
     names = available if sites is None else model.sites.resolve(sites)
     if wrong := [name for name in names if name not in available]:
+        otherwise = "sample_posterior()"
+        if hasattr(model, "predict"):
+            otherwise += ", and predict(soft=True) has the probabilities of labels"
         raise ModelError(
             f"{', '.join(map(repr, wrong))} is no discrete latent with one value per observation "
             "that is summed out in training; those are: "
-            f"{', '.join(available) or 'none'}. Draw other sites with sample_posterior()."
+            f"{', '.join(available) or 'none'}. Draw other sites with {otherwise}."
         )
     if not names:
         raise ModelError(
