@@ -38,8 +38,9 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/pyrovi demo $(ARGS)
 
+# Two processes share the machine: threads of BLAS beside them would only wait for one another.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
