@@ -302,6 +302,10 @@ def test_held_out_labels_cool_an_overfitted_classifier(tmp_path: Any) -> None:
     assert 1 < fit_temperature(model, wrong) < 10
     with pytest.raises(pv.errors.TrainingError, match="nothing"):
         model.train(1, early_stopping=True, early_stopping_monitor="nothing", **QUICK)
+    temperature = model.module.temperature.item()
+    assert temperature > 1.2  # of the classifier as the epoch before the error left it
+    with pytest.raises(pv.errors.TrainingError, match="nonsense"):
+        model.train(1, plan_kwargs={"nonsense": 1}, **QUICK)
     assert model.module.temperature.item() == temperature
     model.save(tmp_path / "model")
     assert pv.load(tmp_path / "model").module.temperature.item() == temperature

@@ -239,6 +239,8 @@ class SCANVI(SCVI):
         except BaseException:
             if self._training is before:  # the classifier is still the one it was fitted to
                 self.module.temperature.copy_(calibrated)
+            else:
+                self.finish_training()
             raise
 
     def prepare_training(self) -> None:
