@@ -112,6 +112,6 @@ def test_units_and_values() -> None:
 def test_options_that_do_not_exist() -> None:
     with pytest.raises(ModelError, match=r"noise must be 'isotropic' or 'diagonal', got 'full'"):
         FactorAnalysisModule(3, 1, noise="full")  # type: ignore[arg-type]
-    for n_latent in (0, 3):
-        with pytest.raises(ModelError, match=f"less than the 3 variables, got {n_latent}"):
+    for n_latent, fault in ((0, "at least 1, got 0"), (3, "less than the 3 variables, got 3")):
+        with pytest.raises(ModelError, match=fault):
             FactorAnalysisModule(3, n_latent)

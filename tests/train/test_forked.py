@@ -133,7 +133,15 @@ class _Interrupt(Callback):
         time.sleep(60)
 
 
-def test_an_interrupt_ends_the_processes():
+@pytest.fixture
+def interruptible():
+    """A job in the background of a shell ignores interrupts, and so do its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_processes(interruptible):
     model = toy(Amortised)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
