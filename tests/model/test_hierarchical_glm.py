@@ -374,5 +374,7 @@ def test_options_of_training(small) -> None:
     model.train(max_epochs=2, train_size=0.5, plan_kwargs={"lr": 0.01}, enable_progress_bar=False)
     assert len(model.validation_indices) == 20
     assert len(model.history["elbo_validation"]) == 2
+    joined = model._training.plan_kwargs
+    assert (joined["lr"], joined["optim"].__name__) == (0.01, "ScaledAdam")
     model.train(max_epochs=1, plan_kwargs={"optim": torch.optim.Adam}, enable_progress_bar=False)
     assert len(model.history["elbo_train"]) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
@@ -36,7 +38,7 @@ def principal_components(
     tuple
         :math:`W` of shape ``(D, k)`` and :math:`\psi` of shape ``(D,)``.
     """
-    eigenvalues, axes = _leading(centred, n_factors)
+    eigenvalues, axes = leading_axes(centred, n_factors)
     others = max(variance.sum() - eigenvalues.sum(), _SMALLEST_SHARE * variance.sum())
     sigma2 = others / (len(variance) - n_factors)
     return axes * np.sqrt(np.maximum(eigenvalues - sigma2, 0)), np.full(len(variance), sigma2)
@@ -55,13 +57,16 @@ def common_factors(centred: Floats, variance: Floats, n_factors: int) -> tuple[F
     for _ in range(_ROUNDS):
         psi = np.maximum(variance - (W**2).sum(1), _SMALLEST_SHARE * variance)
         sd = np.sqrt(psi)
-        eigenvalues, axes = _leading(centred / sd, n_factors)
+        eigenvalues, axes = leading_axes(centred / sd, n_factors)
         W = sd[:, None] * axes * np.sqrt(np.maximum(eigenvalues - 1, 0))
     return W, np.maximum(variance - (W**2).sum(1), _SMALLEST_SHARE * variance)
 
 
-def _leading(centred: Floats, n_factors: int) -> tuple[Floats, Floats]:
-    """Largest eigenvalues of the covariance, in falling order, and its axes ``(D, k)``."""
+def leading_axes(centred: NDArray[np.floating[Any]], n_factors: int) -> tuple[Floats, Floats]:
+    """Largest eigenvalues of the covariance, in falling order, and its axes ``(D, k)``.
+
+    Of fewer than ``k`` observations or variables there are fewer.
+    """
     smaller = min(centred.shape)
     if n_factors < smaller - 1:
         first = generator("start").standard_normal(smaller)

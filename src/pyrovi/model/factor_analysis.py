@@ -24,7 +24,7 @@ from pyrovi.model import latent
 from pyrovi.model.base import BaseModelClass
 from pyrovi.model.components import common_factors, principal_components
 from pyrovi.model.loadings import factor_names, loadings_frame
-from pyrovi.model.training import note_options
+from pyrovi.model.training import train_with_defaults
 from pyrovi.module.factor_analysis import FactorAnalysisModule, Noise
 
 Floats = NDArray[np.float64]
@@ -140,11 +140,7 @@ class FactorAnalysis(BaseModelClass):
             super().train(max_epochs, **options)
             return
         given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
-        before = self._training
-        defaults = self._training_defaults(options)
-        plan = defaults.pop("plan_kwargs") | dict(options.get("plan_kwargs") or {})
-        super().train(**(defaults | given | {"plan_kwargs": plan}))
-        note_options(self, given, before)
+        train_with_defaults(self, given, self._training_defaults(options))
         self._use_principal_axes()
 
     def _training_defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import svds
 
 from pyrovi._constants import REGISTRY_KEYS
 from pyrovi._rng import generator
+from pyrovi.model.components import leading_axes
 from pyrovi.module.linear_vae import LinearVAE
 
 if TYPE_CHECKING:
@@ -75,14 +75,9 @@ def principal_axes(values: NDArray[np.float32], number: int) -> NDArray[np.float
     numpy.ndarray
         Shape ``(n_vars, number)``.
     """
-    few = min(values.shape)
-    if few <= 3 * number:
-        _, sizes, axes = np.linalg.svd(values, full_matrices=False)
-    else:
-        _, sizes, axes = svds(values, k=number, v0=np.ones(few, values.dtype))
-        sizes, axes = sizes[::-1], axes[::-1]
+    variances, axes = leading_axes(values, number)
     found = np.zeros((values.shape[1], number))
-    found[:, :few] = (axes.T * sizes)[:, :number] / len(values) ** 0.5
+    found[:, : len(variances)] = axes * np.sqrt(variances)
     return found
 
 

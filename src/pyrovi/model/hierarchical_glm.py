@@ -28,7 +28,7 @@ from pyrovi.model.glm_start import start_near_posterior
 from pyrovi.model.new_observations import predict_new
 from pyrovi.model.registry_access import covariate_sizes
 from pyrovi.model.setup import check_size_factor
-from pyrovi.model.training import note_options
+from pyrovi.model.training import train_with_defaults
 from pyrovi.model.training_data import training_batch_size
 from pyrovi.module.hierarchical_glm import NegativeBinomialGLMM
 from pyrovi.posterior.labels import Coords
@@ -257,7 +257,6 @@ class HierarchicalGLM(BaseModelClass):
             return
         from pyrovi.train.scaled_adam import ScaledAdam
 
-        before = self._training
         size = training_batch_size(options.get("batch_size", BATCH_SIZE))
         n_obs = self.adata_manager.n_obs
         steps_per_epoch = 1 if size is None else math.ceil(n_obs / size)
@@ -268,20 +267,18 @@ class HierarchicalGLM(BaseModelClass):
             "lr_decay": 0.02,
             "n_epochs_kl_warmup": 0,
         }
-        asked = dict(options.pop("plan_kwargs", None) or {})
-        if "optim" in asked:
+        if "optim" in (options.get("plan_kwargs") or {}):
             plan = {"n_epochs_kl_warmup": 0}
         defaults: dict[str, Any] = {
             "batch_size": size if size is None or size < n_obs else None,
             "max_epochs": math.ceil(STEPS / steps_per_epoch),
             "averaging": True,
             "start": "quasi-likelihood",
-            "plan_kwargs": plan | asked,
+            "plan_kwargs": plan,
         }
         if not {"train_size", "datasplitter_kwargs"} & options.keys():
             defaults["train_size"] = 1.0
-        super().train(**defaults | given)
-        note_options(self, given | ({"plan_kwargs": asked} if asked else {}), before)
+        train_with_defaults(self, given, defaults)
 
     def posterior_predictive(
         self, sites: Any = None, *, adata: Any = None, new_levels: bool = False, **options: Any

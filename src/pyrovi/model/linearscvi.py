@@ -14,7 +14,7 @@ from pyrovi.model import reference
 from pyrovi.model.factor_start import start_at_principal_axes
 from pyrovi.model.loadings import loadings_frame
 from pyrovi.model.scvi import SCVI, count_fields
-from pyrovi.model.training import note_options
+from pyrovi.model.training import train_with_defaults
 from pyrovi.module.linear_vae import LinearVAE
 
 
@@ -156,10 +156,8 @@ class LinearSCVI(SCVI):
             super().train(max_epochs, **options)
             return
         given = options if max_epochs is None else {"max_epochs": max_epochs, **options}
-        before = self._training
         start = "principal-axes" if options.get("n_restarts", 1) == 1 else None
-        super().train(**{"start": start, **given})
-        note_options(self, given, before)
+        train_with_defaults(self, given, {"start": start})
 
     @classmethod
     def load_query_data(

@@ -71,6 +71,26 @@ def note_options(
     record.options = noted
 
 
+def train_with_defaults(
+    model: BaseModelClass, asked: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Train by SVI with the defaults of a class; the record keeps what was asked for alone.
+
+    Parameters
+    ----------
+    model
+        The model.
+    asked
+        Arguments of the call. They replace the defaults; ``plan_kwargs`` are joined with theirs.
+    defaults
+        Arguments of :func:`train`.
+    """
+    before = model._training
+    plan = {**defaults.get("plan_kwargs", {}), **(asked.get("plan_kwargs") or {})}
+    train(model, **{**defaults, **asked, "plan_kwargs": plan or None})
+    note_options(model, asked, before)
+
+
 def describe(model: BaseModelClass) -> str:
     """Whether and how a model has been trained, in a few words."""
     if not model.is_trained or model._training is None:
